@@ -1,0 +1,77 @@
+"""Run one stage over a batch of slides: skip what is finished and verified, record what fails, go on with the rest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.contracts.batches import FAILED, OK, VOID, BatchRow, write_batch
+from pipeline.contracts.errors import HistoweaveError
+
+logger = logging.getLogger(__name__)
+
+
+class Void(Exception):
+    """Raised by a stage: there is nothing to do for this slide and no fault either (no tissue, not H&E, ...)."""
+
+
+class Stage(Protocol):
+    """What `run_batch` needs of a stage. Its files are undeclared, so Snakemake never deletes finished ones."""
+
+    name: str
+
+    def digest(self, upstream: BatchRow) -> str:
+        """Digest of the artefact that this slide must have, from the stage's parameters and `upstream.digest`."""
+
+    def find(self, slide_id: str, digest: str) -> str | None:
+        """Remark ("" for none) of a finished artefact that verifies against `digest`; None if it must be made."""
+
+    def make(self, slide_id: str, digest: str) -> str:
+        """Write the artefact whole and return a remark. Raises `Void`, or any exception for a failed slide."""
+
+
+def run_batch(
+    stage: Stage, upstream: Mapping[str, BatchRow], index_path: str | Path, threads: int = 1
+) -> list[BatchRow]:
+    """Bring every slide of a batch through `stage` and write the batch's index last.
+
+    Slides that an earlier stage lost keep that stage's verdict. `threads` slides are worked on at a time.
+    """
+    done: list[BatchRow] = []
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for row in pool.map(lambda up: _run_slide(stage, up), upstream.values()):
+            done.append(row)
+            logger.info(
+                "%s: %d of %d slides, %s %s in %.1f s%s",
+                stage.name, len(done), len(upstream), row.slide_id, row.status, row.seconds,
+                f" ({row.reason})" if row.reason else "",
+            )  # fmt: skip
+    write_batch(index_path, done)
+    return done
+
+
+def _run_slide(stage: Stage, upstream: BatchRow) -> BatchRow:
+    if upstream.status != OK:
+        return replace(upstream, digest="", seconds=0.0)
+    started = time.monotonic()
+    row = BatchRow(upstream.slide_id, upstream.case_id, OK, stage.name)
+    try:
+        digest = stage.digest(upstream)
+        note = stage.find(row.slide_id, digest)
+        if note is not None:
+            return replace(row, reason=note, digest=digest)
+        note = stage.make(row.slide_id, digest)
+        row = replace(row, reason=note, digest=digest)
+    except Void as verdict:
+        row = replace(row, status=VOID, reason=str(verdict))
+    except Exception as error:
+        if not isinstance(error, HistoweaveError):
+            logger.exception("%s: %s failed unexpectedly", stage.name, row.slide_id)
+        reason = str(error) if isinstance(error, HistoweaveError) else f"{type(error).__name__}: {error}"
+        row = replace(row, status=FAILED, reason=reason)
+    return replace(row, seconds=round(time.monotonic() - started, 3))

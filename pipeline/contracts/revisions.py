@@ -1,0 +1,17 @@
+"""One integer per stage. Raise it when the stage's code changes what it computes: that, not the edit, reruns the stage."""
+
+REVISIONS = {
+    "cohort": 1,
+    "check": 1,
+    "tissue": 1,
+    "tiles": 1,
+    "stain": 1,
+    "features": 1,
+    "expression": 1,
+    "splits": 1,
+    "genes": 1,
+    "models": 1,
+    "predictions": 1,
+    "evaluation": 1,
+    "report": 1,
+}
