@@ -1,0 +1,186 @@
+"""What a cohort is asked for: tasks as the config names them, and their labels in the clinical sheet (standard library only)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts.cohort import CaseSheet, check_id, read_cases
+from pipeline.contracts.errors import InputError, nearest
+
+CLASSIFICATION = "classification"
+SURVIVAL = "survival"
+KINDS = (CLASSIFICATION, SURVIVAL)
+TIME_UNITS = ("days", "months")
+MISSING = frozenset({"", "na", "n/a", "nan"})  #: cell contents, in any case of letters, that mean "unknown"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One entry of ``tasks`` in the config: `label` is a column for classification, `time` and `event` for survival."""
+
+    name: str
+    kind: str
+    label: str | None = None
+    time: str | None = None
+    event: str | None = None
+    time_unit: str = "days"
+
+    def __post_init__(self) -> None:
+        check_id(str(self.name), "config.yaml tasks", "task name")
+        where = f"config.yaml tasks '{self.name}'"
+        if self.kind not in KINDS:
+            raise InputError(
+                where,
+                f"kind '{self.kind}' is unknown{nearest(self.kind, KINDS)}.",
+                f"use {' or '.join(KINDS)}.",
+            )
+        needed, foreign = (
+            (("label",), ("time", "event"))
+            if self.kind == CLASSIFICATION
+            else (("time", "event"), ("label",))
+        )
+        for key in needed:
+            if not getattr(self, key):
+                raise InputError(
+                    where,
+                    f"key '{key}' is missing.",
+                    f"name the column of the case sheet that holds the {key}.",
+                )
+        for key in foreign:
+            if getattr(self, key):
+                raise InputError(
+                    where, f"key '{key}' does not belong to a {self.kind} task.", "remove it, or change kind."
+                )
+        if self.time_unit not in TIME_UNITS:
+            raise InputError(
+                where,
+                f"time_unit '{self.time_unit}' is unknown{nearest(self.time_unit, TIME_UNITS)}.",
+                "use days or months.",
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the case sheet that this task reads."""
+        return tuple(name for name in (self.label, self.time, self.event) if name)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one task.
+
+    Attributes
+    ----------
+    classes : sorted class names of the whole sheet; empty for survival
+    label : case_id -> class name (classification)
+    time, event : case_id -> time in the task's unit, and 1 for an event or 0 for censored (survival)
+    missing : case_id -> why the case has no label and is out of the task, in sheet order
+    """
+
+    task: Task
+    classes: tuple[str, ...] = ()
+    label: dict[str, str] = field(default_factory=dict)
+    time: dict[str, float] = field(default_factory=dict)
+    event: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Case ids with a label, in sheet order."""
+        return tuple(self.label or self.time)
+
+
+def read_labels(cases: str | Path | CaseSheet, task: Task | Mapping[str, Any]) -> Labels:
+    """Labels of `task` from the clinical sheet, cases without one listed with the reason.
+
+    Raises
+    ------
+    InputError
+        A column is missing; a time is not a number or negative; an event is not 0 or 1; there is no label at all, one
+        single class, or no event at all. The message names the sheet, the column and the case.
+    """
+    sheet = cases if isinstance(cases, CaseSheet) else read_cases(cases)
+    task = task if isinstance(task, Task) else Task(**task)
+    for column in task.columns:
+        if column not in sheet.columns:
+            raise InputError(
+                sheet.path,
+                f"task '{task.name}' needs column '{column}', which is missing{nearest(column, sheet.columns)}.",
+                f"add the column or correct config.yaml tasks; found: {', '.join(sheet.columns)}.",
+            )
+    return _classes(sheet, task) if task.kind == CLASSIFICATION else _outcomes(sheet, task)
+
+
+def _classes(sheet: CaseSheet, task: Task) -> Labels:
+    assert task.label is not None
+    label, missing = {}, {}
+    for case_id, row in sheet.rows.items():
+        if _unknown(row[task.label]):
+            missing[case_id] = f"no {task.label}"
+        else:
+            label[case_id] = row[task.label]
+    classes = tuple(sorted(set(label.values())))
+    if len(classes) < 2:
+        found = f"only '{classes[0]}'" if classes else "no value at all"
+        raise InputError(
+            sheet.path,
+            f"task '{task.name}' needs two classes or more in column '{task.label}', found {found}.",
+            "name another column, or remove the task.",
+        )
+    return Labels(task, classes, label=label, missing=missing)
+
+
+def _outcomes(sheet: CaseSheet, task: Task) -> Labels:
+    assert task.time is not None and task.event is not None
+    time: dict[str, float] = {}
+    event: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    for case_id, row in sheet.rows.items():
+        absent = [column for column in (task.time, task.event) if _unknown(row[column])]
+        if absent:
+            missing[case_id] = f"no {' and no '.join(absent)}"
+            continue
+        where = f"{sheet.path} (case_id '{case_id}')"
+        time[case_id] = _time(row[task.time], f"{where} column '{task.time}'", task.time_unit)
+        event[case_id] = _event(row[task.event], f"{where} column '{task.event}'")
+    if not any(event.values()):
+        found = "every case is censored" if event else "no case has both values"
+        raise InputError(
+            sheet.path,
+            f"task '{task.name}' has no event in column '{task.event}': {found}.",
+            "check the coding (1 = event, 0 = censored), or remove the task.",
+        )
+    return Labels(task, time=time, event=event, missing=missing)
+
+
+def _unknown(text: str) -> bool:
+    return text.strip().casefold() in MISSING
+
+
+def _time(text: str, where: str, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(
+            where, f"'{text}' is not a time.", f"give the number of {unit}, or leave it empty if unknown."
+        )
+    if value < 0:
+        raise InputError(
+            where, f"the time {text} is negative.", f"give {unit} from a common start, 0 or more."
+        )
+    return value
+
+
+def _event(text: str, where: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if value not in (0.0, 1.0):
+        raise InputError(where, f"event '{text}' is not 0 or 1.", "write 1 for an event, 0 for censored.")
+    return int(value)
