@@ -1,4 +1,4 @@
-"""Feature bags: one HDF5 file per slide, encoder and magnification, and the index that is the only list of them.
+"""Feature bags: one HDF5 file per slide, encoder and magnification, and the index that is their only list.
 
 The file is a superset of the layout that TRIDENT writes, so tools made for that layout read it as it is:
 
@@ -35,9 +35,9 @@ WEIGHTS = ("pretrained", "file", "random")
 class BagSource:
     """What a bag was made from. Pairs are (x, y).
 
-    `um_per_px` is what the magnification asks for (10 / magnification), `achieved_um_per_px` what the tiles have,
-    `level0_um_per_px` the slide's. `savetodir` is the folder relative to ``results/``, so that a file is the same
-    wherever the results lie. `weights` is one of `WEIGHTS`; `stain` the normalisation applied to the tiles.
+    `um_per_px` is what the magnification asks for (10 / magnification), `achieved_um_per_px` what the tiles
+    have, `level0_um_per_px` the slide's. `savetodir` is the folder relative to ``results/``, so that a file
+    is the same wherever the results lie. `weights` is one of `WEIGHTS`; `stain` the normalisation of the tiles.
     """
 
     slide_id: str
@@ -75,7 +75,7 @@ class Bag:
 
 @dataclass(frozen=True)
 class BagRecord:
-    """One row of ``features/{encoder}/index.tsv``. `path` is absolute or relative to the working directory."""
+    """One row of ``features/{encoder}/index.tsv``. `path` is absolute or relative to the working folder."""
 
     slide_id: str
     case_id: str
@@ -90,8 +90,8 @@ class BagRecord:
 def write_bag(path: str | Path, bag: Bag, dtype: str = "float32") -> None:
     """Write a bag whole. `dtype` is that of ``features`` on disk: float32 or float16.
 
-    Raises ValueError for arrays that do not fit each other or for a feature that is not finite: such a file must not
-    exist, since later stages trust every file under a final name.
+    Raises ValueError for arrays that do not fit each other or for a feature that is not finite: such a file
+    must not exist, since later stages trust every file under a final name.
     """
     _check(bag)
     features = bag.features.astype(dtype)
@@ -175,7 +175,7 @@ def read_bag(path: str | Path) -> Bag:
 
 
 def read_source(path: str | Path) -> tuple[BagSource, int]:
-    """What a bag was made from and its number of tiles, without reading the features. Raises as `read_bag`."""
+    """What a bag was made from and its number of tiles, without the features. Raises as `read_bag`."""
     try:
         with h5py.File(path, "r") as file:
             source, n_tiles = _read_source(path, file)
@@ -242,7 +242,7 @@ def write_index(path: str | Path, records: Iterable[BagRecord]) -> None:
 
 
 def read_index(path: str | Path) -> list[BagRecord]:
-    """Read the index: sorted by slide_id, then finest magnification first; paths resolved against its folder."""
+    """Read the index: sorted by slide_id, then finest magnification first; paths joined to its folder."""
     records = []
     for row in read_table(path, [field.name for field in fields(BagRecord)]):
         try:

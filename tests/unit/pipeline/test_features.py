@@ -1,4 +1,4 @@
-"""The feature file: round trip, the attributes other tools read, same bytes, and every way of being damaged."""
+"""The feature file: round trip, the attributes other tools read, same bytes, ways of being damaged."""
 
 import os
 from dataclasses import replace
@@ -22,7 +22,8 @@ from pipeline.contracts.features import (
 )  # fmt: skip
 
 SOURCE = BagSource(
-    slide_id="s-1", encoder="tiny", encoder_name="resnet10t", weights="random", weights_digest="ab", magnification=20,
+    slide_id="s-1", encoder="tiny", encoder_name="resnet10t", weights="random", weights_digest="ab",
+    magnification=20,
     size_px=224, size_level0_px=(448.4, 448.9), um_per_px=0.5, achieved_um_per_px=(0.5001, 0.4999),
     level0_um_per_px=(0.25, 0.2498), level0_magnification=40, level0_size_px=(5000, 3001), stain="vahadane",
     savetodir="features/tiny/20x", revision=1, digest="d1",
@@ -56,7 +57,7 @@ def test_round_trip(tmp_path: Path, n: int, failed: int) -> None:
 
 
 def test_layout_that_other_tools_read(tmp_path: Path) -> None:
-    """The names and types are typed out here on purpose: this is the contract, not the code's own constants."""
+    """The names and types are typed out on purpose: this is the contract, not the code's constants."""
     write_bag(tmp_path / "s.h5", make_bag(600))
     with h5py.File(tmp_path / "s.h5") as file:
         features, coords = file["features"], file["coords"]
@@ -66,7 +67,8 @@ def test_layout_that_other_tools_read(tmp_path: Path) -> None:
             "patch_size", "patch_size_level0", "level0_magnification", "target_magnification", "overlap",
             "level0_width", "level0_height")}  # fmt: skip
         assert whole == {
-            "patch_size": 224, "patch_size_level0": 449, "level0_magnification": 40, "target_magnification": 20,
+            "patch_size": 224, "patch_size_level0": 449, "level0_magnification": 40,
+            "target_magnification": 20,
             "overlap": 0, "level0_width": 5000, "level0_height": 3001,
         }  # fmt: skip
         assert all(np.issubdtype(type(value), np.integer) for value in whole.values())
