@@ -1,0 +1,94 @@
+"""What goes into a model and what comes out: plain tensors with named dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals)."""
+
+    features: int
+    genes: dict[str, int]
+    outputs: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of each sample. Survival sets `interval`, `time`, `event`; classification sets `label`.
+
+    Attributes
+    ----------
+    label, interval : int64 [samples], class code and survival interval (0 = earliest)
+    time : float64 [samples], in the task's unit
+    event : int64 [samples], 1 = event, 0 = censored
+    """
+
+    label: Tensor | None = None
+    interval: Tensor | None = None
+    time: Tensor | None = None
+    event: Tensor | None = None
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side. A sample is a case with all its slides, or one slide in reference mode.
+
+    Attributes
+    ----------
+    case_ids : case of each sample
+    features : float32 [samples, tiles, width]; zeros where `mask` is False. None for a model without slides
+    mask : bool [samples, tiles], True where there is a tile
+    slide : int64 [samples, tiles], slide number within the sample, -1 where there is no tile
+    cell : int64 [samples, tiles, 2], (column, row) on the slide's lattice, from 0 per slide; 0 where there is no tile
+    coords : int64 [samples, tiles, 2], upper-left corner (x, y) in level-0 pixels; 0 where there is no tile
+    genes : group name -> float32 [samples, genes]. Empty for a model without genes
+    has_slides, has_genes : bool [samples], which modality the sample really has
+    """
+
+    case_ids: tuple[str, ...]
+    has_slides: Tensor
+    has_genes: Tensor
+    features: Tensor | None = None
+    mask: Tensor | None = None
+    slide: Tensor | None = None
+    cell: Tensor | None = None
+    coords: Tensor | None = None
+    genes: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.case_ids)
+
+    def to(self, device: torch.device) -> Batch:
+        moved: dict[str, Any] = {f.name: _to(getattr(self, f.name), device) for f in fields(self)}
+        moved["genes"] = {group: values.to(device, non_blocking=True) for group, values in self.genes.items()}
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model's forward pass returns.
+
+    Attributes
+    ----------
+    logits : [samples, outputs]; class scores, hazard logits per interval, or [samples, 1] log relative hazard (Cox)
+    losses : name -> scalar that is added to the task's loss during training, already weighted
+    hidden : name -> tensor that the model's own `edit_gradients` reads
+    """
+
+    logits: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    hidden: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -1,0 +1,39 @@
+"""What the training loop expects of every model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from models.batch import Batch, Outputs, Targets
+
+
+class Model(nn.Module):
+    """Base of all models: one file each, a configuration dataclass, `forward`, and optional gradient editing.
+
+    A model reads no file, chooses no device and knows nothing of folds.
+
+    Attributes
+    ----------
+    needs : the modalities that a case must have, of "slides" and "genes"
+    gene_groups : the groups of the gene selection that `forward` reads
+    Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
+    defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
+    reference_params : values of `Config` that reproduce the released code; None if there is no reference mode
+    fits_itself : True when `fit` replaces the training loop
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    gene_groups: ClassVar[tuple[str, ...]] = ()
+    Config: ClassVar[type]
+    defaults: ClassVar[dict[str, Any]] = {}
+    reference_params: ClassVar[dict[str, Any] | None] = None
+    fits_itself: ClassVar[bool] = False
+
+    def forward(self, batch: Batch) -> Outputs:
+        raise NotImplementedError
+
+    def edit_gradients(self, outputs: Outputs, targets: Targets) -> None:
+        """Change gradients between the backward pass and the optimiser's step. Most models do not."""

@@ -1,0 +1,49 @@
+"""Model names, what each needs, and where its class lies. Light: importing this loads no array library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from pipeline.contracts.errors import InputError, nearest
+
+SLIDES = "slides"
+GENES = "genes"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`path` is ``module:Class``; the class repeats `needs`, and a test holds the two together."""
+
+    path: str
+    needs: frozenset[str]
+
+
+MODELS: dict[str, Entry] = {
+    "linear": Entry("models.linear:Linear", frozenset({GENES})),
+    "snn": Entry("models.snn:Snn", frozenset({GENES})),
+    "abmil": Entry("models.abmil:Abmil", frozenset({SLIDES})),
+    "concat": Entry("models.concat:Concat", frozenset({SLIDES, GENES})),
+    "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
+}
+
+
+def entry(name: str, where: str = "config.yaml experiments") -> Entry:
+    """The entry of a model. Raises InputError for an unknown name, naming the nearest."""
+    if name not in MODELS:
+        raise InputError(
+            where, f"unknown model '{name}'{nearest(name, MODELS)}.", f"use one of: {', '.join(MODELS)}."
+        )
+    return MODELS[name]
+
+
+def needs(name: str, where: str = "config.yaml experiments") -> frozenset[str]:
+    """The modalities that every case of this model must have, of "slides" and "genes"."""
+    return entry(name, where).needs
+
+
+def model_class(name: str) -> Any:
+    """The class itself; loads torch."""
+    module, _, attribute = entry(name).path.partition(":")
+    return getattr(import_module(module), attribute)
