@@ -18,3 +18,29 @@ $(VENV)/.done: requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/pip install -q --no-deps -e .
 	$(BIN)/pip check
 	touch $@
+
+DEMO = $(CURDIR)/$(BIN)/snakemake --snakefile Snakefile --directory demo --configfile demo/config.yaml --cores $(CORES) \
+       --set-threads embed_tiles=$(CORES) train_model=1 --keep-going --rerun-incomplete --show-failed-logs --quiet rules
+
+demo: env  ## simulate a small paired cohort and run the whole workflow on it
+	$(BIN)/python -m workflow.simulation demo/data
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO)
+	@echo "The cohort is simulated. Report: demo/results/report.html"
+
+test: env  ## run the test suite
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not full"
+
+test-full: env  ## the suite with the long trials
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: env  ## formatters and linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint --directory demo --configfile demo/config.yaml
+
+real: env  ## the main job on the real files beside the project, where they are present
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.real_input
+
+clean:  ## remove the demo's data and results
+	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/splits.tsv

@@ -94,7 +94,9 @@ def _um_per_px(text: str, where: str) -> float | None:
     except ValueError:
         value = float("nan")
     if not 0.05 <= value <= 40:
-        raise InputError(where, f"um_per_px '{text}' is not a number from 0.05 to 40.", "give um per pixel, e.g. 0.25.")
+        raise InputError(
+            where, f"um_per_px '{text}' is not a number from 0.05 to 40.", "give um per pixel, e.g. 0.25."
+        )
     return value
 
 

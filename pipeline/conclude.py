@@ -1,0 +1,49 @@
+"""The verdict on a whole run: every slide and fold that failed, and an error unless the user allowed it (design 5.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.contracts.batches import FAILED, read_batch
+from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.files import read_table, write_table
+
+
+def conclude(
+    slide_indexes: Iterable[str | Path],
+    model_indexes: Iterable[str | Path],
+    allow_failed: bool,
+    out: str | Path,
+) -> list[dict[str, str]]:
+    """Write the failures as a table (what, id, stage, reason). Raises HistoweaveError listing them unless allowed."""
+    failures = _failed_slides(slide_indexes) + _failed_folds(model_indexes)
+    if failures and not allow_failed:
+        listed = "\n".join(f"  {f['what']} {f['id']} at {f['stage']}: {f['reason']}" for f in failures)
+        raise HistoweaveError(
+            f"{len(failures)} failed; everything else is finished and stands in the report.\n{listed}\nFix: mend them and"
+            " rerun, give a reason in the `exclude` column of the slide sheet, or set inputs.allow_failed: true."
+        )
+    write_table(out, ["what", "id", "stage", "reason"], failures)
+    return failures
+
+
+def _failed_slides(indexes: Iterable[str | Path]) -> list[dict[str, str]]:
+    rows = {
+        (r.slide_id, r.stage, r.reason)
+        for path in indexes
+        for r in read_batch(path).values()
+        if r.status == FAILED
+    }
+    return [{"what": "slide", "id": i, "stage": stage, "reason": reason} for i, stage, reason in sorted(rows)]
+
+
+def _failed_folds(indexes: Iterable[str | Path]) -> list[dict[str, str]]:
+    failures = []
+    for path in indexes:
+        task, experiment = Path(path).parts[-3:-1]
+        for row in read_table(path, ["fold", "status", "reason"]):
+            if row["status"] == FAILED:
+                where = f"{task}/{experiment}/fold{row['fold']}"
+                failures.append({"what": "model", "id": where, "stage": "train", "reason": row["reason"]})
+    return failures

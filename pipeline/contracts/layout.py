@@ -1,0 +1,94 @@
+"""Where each artefact lies below the results folder (design section 4; standard library only).
+
+Every function takes the results root first and returns a path with POSIX separators; wildcards such as ``{batch}`` may
+stand in for ids, so that the workflow rules and the package code spell each path in one place only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+Root = str | Path
+
+
+def _join(root: Root, *parts: str) -> str:
+    return "/".join([str(root), *parts])
+
+
+def cohort_report(root: Root, suffix: str = "tsv") -> str:
+    return _join(root, "cohort", f"report.{suffix}")
+
+
+def batch_index(root: Root, stage: str, batch: str) -> str:
+    """`stage` is check, tissue, tiles, stain or ``features/{encoder}``."""
+    return _join(root, stage, "_batches", f"{batch}.tsv")
+
+
+def slide_facts(root: Root, slide_id: str) -> str:
+    return _join(root, "slides", f"{slide_id}.json")
+
+
+def tissue_shape(root: Root, slide_id: str) -> str:
+    return _join(root, "tissue", f"{slide_id}.geojson")
+
+
+def tissue_overlay(root: Root, slide_id: str) -> str:
+    return _join(root, "tissue", f"{slide_id}.png")
+
+
+def tiles(root: Root, slide_id: str) -> str:
+    return _join(root, "tiles", f"{slide_id}.h5")
+
+
+def stain_fit(root: Root, slide_id: str) -> str:
+    return _join(root, "stain", f"{slide_id}.json")
+
+
+def encoder_facts(root: Root, encoder: str) -> str:
+    return _join(root, "encoders", f"{encoder}.json")
+
+
+def features(root: Root, encoder: str, magnification: str | float, slide_id: str) -> str:
+    mag = magnification if isinstance(magnification, str) else f"{magnification:g}"
+    return _join(root, "features", encoder, f"{mag}x", f"{slide_id}.h5")
+
+
+def features_index(root: Root, encoder: str) -> str:
+    return _join(root, "features", encoder, "index.tsv")
+
+
+def expression(root: Root) -> str:
+    return _join(root, "expression", "expression.h5ad")
+
+
+def splits(root: Root) -> str:
+    return _join(root, "splits", "splits.tsv")
+
+
+def genes(root: Root, task: str, fold: str | int) -> str:
+    return _join(root, "genes", task, f"fold{fold}.json")
+
+
+def models(root: Root, task: str, experiment: str) -> str:
+    """Folder of one experiment; ``index.tsv`` and ``fold{k}/checkpoint.pt`` lie in it."""
+    return _join(root, "models", task, experiment)
+
+
+def models_index(root: Root, task: str, experiment: str) -> str:
+    return _join(root, "models", task, experiment, "index.tsv")
+
+
+def predictions(root: Root, task: str, experiment: str) -> str:
+    return _join(root, "predictions", task, f"{experiment}.tsv")
+
+
+def evaluation(root: Root, task: str, part: str = "") -> str:
+    return _join(root, "evaluation", f"{task}{'_' + part if part else ''}.tsv")
+
+
+def report(root: Root) -> str:
+    return _join(root, "report.html")
+
+
+def verdict(root: Root) -> str:
+    return _join(root, "verdict.tsv")

@@ -1,0 +1,133 @@
+"""Join the slide sheet, the clinical sheet and the expression table before any compute, and say everything that does not fit."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts.batches import EXCLUDED, FAILED, OK, BatchRow
+from pipeline.contracts.cohort import CaseSheet, Slide, read_cases, read_slides
+from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.files import write_table, write_text
+from pipeline.contracts.tasks import Task, read_labels
+from pipeline.expression import ExpressionParams, table_cases
+
+ERROR, WARNING, INFO = "error", "warning", "info"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of ``cohort/report.tsv``. `severity`: error (the slide or case is lost), warning, or info."""
+
+    severity: str
+    kind: str
+    id: str
+    problem: str
+
+
+def join_cohort(
+    cases: str | Path,
+    slides: str | Path | None,
+    expression: str | Path | None,
+    expression_params: Mapping[str, Any],
+    tasks: Sequence[Mapping[str, Any]],
+    table: str | Path,
+    page: str | Path,
+) -> list[Finding]:
+    """Write the cohort report as a table and a page.
+
+    Raises InputError when no slide or no expression column belongs to any case: the ids then follow different schemes,
+    and nothing that follows could be right.
+    """
+    sheet = read_cases(cases)
+    rows = read_slides(slides) if slides else []
+    findings = list(_slide_findings(rows, sheet)) if slides else []
+    if expression:
+        found, remarks = table_cases(expression, ExpressionParams(**expression_params), list(sheet.rows))
+        findings += _expression_findings(set(found), remarks, sheet, str(expression))
+    for task in tasks:
+        labels = read_labels(sheet, Task(**task))
+        findings += [
+            Finding(INFO, "no_label", case, f"{task['name']}: {why}") for case, why in labels.missing.items()
+        ]
+    findings.sort(key=lambda f: ((ERROR, WARNING, INFO).index(f.severity), f.kind, f.id))
+    write_table(table, [f.name for f in fields(Finding)], [asdict(f) for f in findings])
+    write_text(page, _page(findings, len(sheet.rows), len(rows), expression is not None))
+    return findings
+
+
+def sheet_verdicts(slides: Iterable[Slide], known_cases: Collection[str]) -> dict[str, BatchRow]:
+    """What the sheets alone say of each slide: usable, excluded by the user, or of a case that nobody knows."""
+    verdicts = {}
+    for slide in slides:
+        status, reason = OK, ""
+        if slide.exclude:
+            status, reason = EXCLUDED, slide.exclude
+        elif slide.case_id not in known_cases:
+            status, reason = FAILED, f"case '{slide.case_id}' is not in the clinical sheet"
+        verdicts[slide.slide_id] = BatchRow(slide.slide_id, slide.case_id, status, "cohort", reason)
+    return verdicts
+
+
+def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Finding]:
+    known = [s for s in slides if s.case_id in sheet.rows]
+    if slides and not known:
+        raise InputError(
+            f"{sheet.path}",
+            f"no slide belongs to any case: slides have cases like '{slides[0].case_id}', the sheet has"
+            f" '{next(iter(sheet.rows), 'no row')}'.",
+            "use the same case ids in both sheets.",
+        )
+    for slide in slides:
+        if slide.case_id not in sheet.rows:
+            hint = nearest(slide.case_id, sheet.rows)
+            yield Finding(
+                ERROR, "slide_of_unknown_case", slide.slide_id, f"case '{slide.case_id}' is unknown{hint}"
+            )
+        if slide.exclude:
+            yield Finding(INFO, "slide_excluded", slide.slide_id, slide.exclude)
+        elif not Path(slide.path).exists():
+            yield Finding(ERROR, "slide_file_missing", slide.slide_id, f"'{slide.path}' does not exist")
+    paths: dict[str, str] = {}
+    for slide in slides:
+        other = paths.setdefault(str(Path(slide.path).resolve()), slide.slide_id)
+        if other != slide.slide_id:
+            yield Finding(WARNING, "same_file_twice", slide.slide_id, f"the same file as slide '{other}'")
+    with_slides = {s.case_id for s in slides if not s.exclude}
+    for case in sheet.rows:
+        if case not in with_slides:
+            yield Finding(WARNING, "case_without_slide", case, "no usable row in the slide sheet")
+
+
+def _expression_findings(
+    found: Collection[str], remarks: Iterable[str], sheet: CaseSheet, path: str
+) -> Iterable[Finding]:
+    if not found:
+        raise InputError(
+            path, "no sample belongs to any case of the clinical sheet.", "use the same case ids in both."
+        )
+    for case in sheet.rows:
+        if case not in found:
+            yield Finding(WARNING, "case_without_rna", case, "no sample in the expression table")
+    for remark in remarks:
+        yield Finding(INFO, "expression_table", Path(path).name, remark)
+
+
+def _page(findings: Sequence[Finding], n_cases: int, n_slides: int, has_rna: bool) -> str:
+    counts = Counter((f.severity, f.kind) for f in findings)
+    summary = "".join(f"<li>{n} x {kind} ({severity})</li>" for (severity, kind), n in counts.items())
+    body = "".join(
+        f'<tr class="{f.severity}"><td>{f.severity}<td>{f.kind}<td>{html.escape(f.id)}<td>{html.escape(f.problem)}'
+        for f in findings
+    )
+    return (
+        "<!doctype html><meta charset=utf-8><title>Cohort report</title><style>body{font:15px system-ui;margin:2em auto;"
+        "max-width:60em}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}.error{color:#a00}</style>"
+        f"<h1>Cohort report</h1><p>{n_cases} cases, {n_slides} slides, expression table {'given' if has_rna else 'not given'}."
+        f" {len(findings)} findings.</p><ul>{summary}</ul>"
+        f"<table><tr><th>severity<th>kind<th>id<th>problem{body}</table>\n"
+    )

@@ -1,0 +1,85 @@
+"""Delete the results of one stage, for all slides or some, so that the next run makes them again."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.contracts.batches import read_batch
+from pipeline.contracts.errors import InputError, nearest
+
+HELP = "force a stage to be made again"
+
+#: stage -> (folder with batch indexes, patterns of per-slide files), below results/
+SLIDE_STAGES = {
+    "check": ("check", ["slides/{slide}.json"]),
+    "tissue": ("tissue", ["tissue/{slide}.geojson", "tissue/{slide}.png"]),
+    "tiles": ("tiles", ["tiles/{slide}.h5"]),
+    "stain": ("stain", ["stain/{slide}.json"]),
+    "features": ("features/*", ["features/*/*x/{slide}.h5"]),
+}
+WHOLE_STAGES = {
+    "cohort": ["cohort"],
+    "expression": ["expression"],
+    "splits": ["splits"],
+    "genes": ["genes"],
+    "models": ["models"],
+    "predictions": ["predictions"],
+    "evaluation": ["evaluation"],
+    "report": ["report.html", "verdict.tsv"],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", required=True, help=f"one of {', '.join([*SLIDE_STAGES, *WHOLE_STAGES])}")
+    parser.add_argument(
+        "--slides", nargs="+", default=[], metavar="ID", help="only these slides (slide stages)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="results folder (default: results)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, delete nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    doomed = targets(options.results, options.stage, options.slides)
+    for path in doomed:
+        print(f"{'would delete' if options.dry_run else 'deleted'} {path}")
+        if not options.dry_run:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print(f"{len(doomed)} deleted." if not options.dry_run else f"{len(doomed)} would be deleted.")
+    return 0
+
+
+def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]:
+    """Existing files and folders to delete. The batch indexes that list the slides go too: they make the stage rerun.
+
+    Raises InputError for an unknown stage, for slides with a stage that is not per slide, and for an unknown slide.
+    """
+    if stage not in {**SLIDE_STAGES, **WHOLE_STAGES}:
+        known = [*SLIDE_STAGES, *WHOLE_STAGES]
+        raise InputError(
+            "--stage", f"unknown stage '{stage}'{nearest(stage, known)}.", f"use one of {', '.join(known)}."
+        )
+    if stage in WHOLE_STAGES:
+        if slides:
+            raise InputError("--slides", f"stage '{stage}' is not per slide.", "leave --slides away.")
+        return [results / name for name in WHOLE_STAGES[stage] if (results / name).exists()]
+    folder, patterns = SLIDE_STAGES[stage]
+    indexes = {path: set(read_batch(path)) for path in sorted(results.glob(f"{folder}/_batches/*.tsv"))}
+    known_slides = set().union(*indexes.values()) if indexes else set()
+    for slide in slides:
+        if slide not in known_slides:
+            raise InputError(
+                "--slides", f"stage '{stage}' knows no slide '{slide}'{nearest(slide, known_slides)}."
+            )
+    chosen = set(slides) or known_slides
+    files = [
+        p
+        for slide in sorted(chosen)
+        for pattern in patterns
+        for p in results.glob(pattern.format(slide=slide))
+    ]
+    return sorted(files) + [path for path, listed in indexes.items() if listed & chosen]

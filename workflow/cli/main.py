@@ -1,0 +1,31 @@
+"""The command `histoweave`: what is not a DAG. Stages themselves run through Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pipeline.contracts.errors import HistoweaveError
+from workflow.cli import clean, doctor, init
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand. Returns its exit status; a `HistoweaveError` is printed without a traceback, status 1."""
+    parser = argparse.ArgumentParser(prog="histoweave", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in (init, doctor, clean):
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(name, description=module.__doc__, help=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except HistoweaveError as error:
+        print(f"histoweave {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Check config.yaml before anything runs: closed schema, defaults, and the choices that must fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from models.registry import needs
+from pipeline.contracts.cohort import check_unique
+from pipeline.contracts.errors import InputError, nearest
+
+SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
+
+
+def schema() -> dict[str, Any]:
+    return yaml.safe_load(SCHEMA_PATH.read_text(encoding="utf-8"))
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """Return `config` with every default filled in. Raises InputError that names the key, the fault and the fix."""
+    rules = schema()
+    config = deepcopy(dict(config))
+    _fill(config, rules)
+    for error in sorted(
+        Draft202012Validator(rules).iter_errors(config), key=lambda e: list(map(str, e.path))
+    ):
+        raise _explain(error)
+    _check_inputs(config["inputs"])
+    _check_names(config)
+    for experiment in config["experiments"]:
+        _resolve_experiment(experiment, config)
+    if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
+        raise InputError(
+            "config.yaml genes.selection",
+            "'hvg' is meaningless on z-scores: every gene has unit variance already, so it would pick outliers.",
+            "set genes.selection to all, or give expression before standardisation.",
+        )
+    return config
+
+
+def _fill(value: Any, rules: dict[str, Any]) -> None:
+    """Write the schema's defaults into missing keys, depth first."""
+    if isinstance(value, dict):
+        for key, rule in rules.get("properties", {}).items():
+            if key not in value and "default" in rule:
+                value[key] = deepcopy(rule["default"])
+            if key in value:
+                _fill(value[key], rule)
+    elif isinstance(value, list):
+        for item in value:
+            _fill(item, rules.get("items", {}))
+
+
+def _explain(error: ValidationError) -> InputError:
+    where = "config.yaml " + ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        unknown = next(key for key in error.instance if key not in known)
+        return InputError(
+            f"{where.strip()}{'.' if error.absolute_path else ' '}{unknown}",
+            f"unknown key{nearest(unknown, known)}.",
+            f"known keys here are {', '.join(known)}.",
+        )
+    advice = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+    return InputError(where.strip(), f"{error.message}.", advice)
+
+
+def _check_inputs(inputs: dict[str, Any]) -> None:
+    first_steps = (
+        "write the sheets with `histoweave init FOLDER_OF_SLIDES`, or name yours in config.yaml;"
+        " `make demo` shows a complete example."
+    )
+    for key in ("cases", "slides", "expression"):
+        path = inputs[key]
+        if path and not Path(path).exists():
+            raise InputError(f"config.yaml inputs.{key}", f"'{path}' does not exist.", first_steps)
+    if not inputs["slides"] and not inputs["expression"]:
+        raise InputError("config.yaml inputs", "neither slides nor expression is given.", first_steps)
+
+
+def _check_names(config: dict[str, Any]) -> None:
+    for section, key in (("tasks", "name"), ("experiments", "name"), ("encoders", "slug")):
+        check_unique((entry[key] for entry in config[section]), f"config.yaml {section}", key)
+
+
+def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> None:
+    """Fill in the model's modalities, encoder and magnification; refuse what this cohort cannot feed."""
+    where = f"config.yaml experiments '{experiment['name']}'"
+    experiment["needs"] = sorted(needs(experiment["model"], where))
+    for modality, key in (("slides", "slides"), ("genes", "expression")):
+        if modality in experiment["needs"] and not config["inputs"][key]:
+            raise InputError(
+                where,
+                f"model '{experiment['model']}' needs {modality}, but inputs.{key} is not given.",
+                f"give inputs.{key}, or remove the experiment.",
+            )
+    if "slides" in experiment["needs"]:
+        slugs = [encoder["slug"] for encoder in config["encoders"]]
+        experiment["encoder"] = _one_of(experiment["encoder"], slugs, f"{where} encoder")
+        magnifications = config["tiles"]["magnifications"]
+        experiment["magnification"] = _one_of(
+            experiment["magnification"], magnifications, f"{where} magnification"
+        )
+    unknown = sorted(set(experiment["tasks"] or ()) - {task["name"] for task in config["tasks"]})
+    if unknown:
+        known = [task["name"] for task in config["tasks"]]
+        raise InputError(f"{where} tasks", f"unknown task '{unknown[0]}'{nearest(unknown[0], known)}.")
+
+
+def _one_of(value: Any, known: list[Any], where: str) -> Any:
+    """`value`, or the first known one where it is null."""
+    if value is None:
+        return known[0]
+    if value not in known:
+        raise InputError(where, f"'{value}' is not configured; configured: {', '.join(map(str, known))}.")
+    return value
+
+
+def parameter_sections(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections that are built into a stage's parameter class, by name."""
+    for section in ("tissue", "tiles", "stain", "embedding", "expression", "genes", "splits"):
+        yield section, config[section]

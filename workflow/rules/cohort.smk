@@ -1,0 +1,40 @@
+# The cohort joined before any compute, and the one fold assignment that everything shares.
+
+
+rule join_cohort:
+    input:
+        cases=config["inputs"]["cases"],
+        slides=config["inputs"]["slides"] or [],
+        expression=config["inputs"]["expression"] or [],
+    output:
+        table=layout.cohort_report(RESULTS),
+        page=layout.cohort_report(RESULTS, "html"),
+    params:
+        revision=REVISIONS["cohort"],
+        tasks=config["tasks"],
+        expression=config["expression"],
+    log:
+        "logs/join_cohort.log",
+    conda:
+        "../../envs/molecular.yaml"
+    script:
+        "../scripts/join_cohort.py"
+
+
+rule make_splits:
+    input:
+        cases=config["inputs"]["cases"],
+        joined=ancient(rules.join_cohort.output.table),
+    output:
+        splits=layout.splits(RESULTS),
+        notes="results/splits/notes.tsv",
+    params:
+        revision=REVISIONS["splits"],
+        section=config["splits"],
+        tasks=config["tasks"],
+    log:
+        "logs/make_splits.log",
+    conda:
+        "../../envs/molecular.yaml"
+    script:
+        "../scripts/make_splits.py"

@@ -1,0 +1,63 @@
+# Training, out-of-fold prediction and evaluation. A training job holds all folds of one experiment and declares only
+# its index, so that a killed job keeps its finished folds.
+
+
+rule train_model:
+    input:
+        unpack(training_inputs),
+    output:
+        index=layout.models_index(RESULTS, "{task}", "{experiment}"),
+    params:
+        revision=REVISIONS["models"],
+        experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
+        task=lambda wildcards: TASKS[wildcards.task],
+        labels=label_values,
+        sheet=config["inputs"]["cases"],
+    threads: 8
+    resources:
+        gpu=1,
+    log:
+        "logs/train_model/{task}/{experiment}.log",
+    conda:
+        "../../envs/torch.yaml"
+    script:
+        "../scripts/train_model.py"
+
+
+rule predict_cases:
+    input:
+        unpack(training_inputs),
+        trained=rules.train_model.output.index,
+    output:
+        table=layout.predictions(RESULTS, "{task}", "{experiment}"),
+    params:
+        revision=REVISIONS["predictions"],
+        experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
+        task=lambda wildcards: TASKS[wildcards.task],
+        labels=label_values,
+        sheet=config["inputs"]["cases"],
+    log:
+        "logs/predict_cases/{task}/{experiment}.log",
+    conda:
+        "../../envs/torch.yaml"
+    script:
+        "../scripts/predict_cases.py"
+
+
+rule evaluate_task:
+    input:
+        predictions=lambda w: [layout.predictions(RESULTS, w.task, x) for x in experiments_of(w.task)],
+    output:
+        metrics=layout.evaluation(RESULTS, "{task}"),
+        differences=layout.evaluation(RESULTS, "{task}", "differences"),
+    params:
+        revision=REVISIONS["evaluation"],
+        section=config["evaluation"],
+        task=lambda wildcards: TASKS[wildcards.task],
+        sheet=config["inputs"]["cases"],
+    log:
+        "logs/evaluate_task/{task}.log",
+    conda:
+        "../../envs/torch.yaml"
+    script:
+        "../scripts/evaluate_task.py"

@@ -1,0 +1,41 @@
+# Any expression table to an AnnData file, and per fold the genes that its training cases choose.
+
+
+rule prepare_expression:
+    input:
+        table=config["inputs"]["expression"] or [],
+        joined=ancient(rules.join_cohort.output.table),
+    output:
+        table=layout.expression(RESULTS),
+    params:
+        revision=REVISIONS["expression"],
+        section=config["expression"],
+        cases=CASES_DIGEST,
+        sheet=config["inputs"]["cases"],
+    log:
+        "logs/prepare_expression.log",
+    conda:
+        "../../envs/molecular.yaml"
+    script:
+        "../scripts/prepare_expression.py"
+
+
+rule select_genes:
+    input:
+        expression=rules.prepare_expression.output.table,
+        splits=layout.splits(RESULTS),
+        lists=gene_lists(),
+    output:
+        genes=[layout.genes(RESULTS, "{task}", k) for k in FOLDS],
+    params:
+        revision=REVISIONS["genes"],
+        section=config["genes"],
+        task=lambda wildcards: TASKS[wildcards.task],
+        labels=label_values,
+        sheet=config["inputs"]["cases"],
+    log:
+        "logs/select_genes/{task}.log",
+    conda:
+        "../../envs/molecular.yaml"
+    script:
+        "../scripts/select_genes.py"

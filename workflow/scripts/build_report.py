@@ -1,0 +1,11 @@
+"""One self-contained page about the whole run."""
+
+from pipeline.report.build import ReportContext, build_report
+from workflow.job import job
+
+with job(snakemake):
+    build_report(
+        snakemake.params.results,
+        snakemake.output.report,
+        ReportContext(config=snakemake.params.config, revisions=snakemake.params.revisions),
+    )

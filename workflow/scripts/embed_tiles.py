@@ -1,0 +1,19 @@
+"""Embed the tiles of every slide of the batch at all magnifications."""
+
+from pipeline.batches import run_batch
+from pipeline.contracts.batches import read_batch
+from pipeline.embedding import EmbeddingParams, EmbeddingStage
+from pipeline.encoders import EncoderSpec
+from pipeline.stain import StainParams
+from workflow.job import job
+
+with job(snakemake):
+    stage = EmbeddingStage(
+        snakemake.params.results,
+        EncoderSpec(**snakemake.params.encoder),
+        snakemake.input.facts,
+        StainParams(**snakemake.params.stain),
+        EmbeddingParams(**snakemake.params.section),
+        threads=snakemake.threads,
+    )
+    run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index)

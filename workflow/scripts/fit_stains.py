@@ -1,0 +1,10 @@
+"""Fit the stain matrix of every slide of the batch."""
+
+from pipeline.batches import run_batch
+from pipeline.contracts.batches import read_batch
+from pipeline.stain import StainParams, StainStage
+from workflow.job import job
+
+with job(snakemake):
+    stage = StainStage(snakemake.params.results, StainParams(**snakemake.params.section))
+    run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index, snakemake.threads)

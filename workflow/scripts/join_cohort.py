@@ -1,0 +1,15 @@
+"""Compare the sheets and the expression table before any compute."""
+
+from pipeline.join import join_cohort
+from workflow.job import job
+
+with job(snakemake):
+    join_cohort(
+        cases=snakemake.input.cases,
+        slides=snakemake.input.get("slides"),
+        expression=snakemake.input.get("expression"),
+        expression_params=snakemake.params.expression,
+        tasks=snakemake.params.tasks,
+        table=snakemake.output.table,
+        page=snakemake.output.page,
+    )
