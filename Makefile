@@ -23,7 +23,7 @@ DEMO = $(CURDIR)/$(BIN)/snakemake --snakefile Snakefile --directory demo --confi
        --set-threads embed_tiles=$(CORES) train_model=1 --keep-going --rerun-incomplete --show-failed-logs --quiet rules
 
 demo: env  ## simulate a small paired cohort and run the whole workflow on it
-	$(BIN)/python -m workflow.simulation demo/data
+	$(BIN)/python -m workflow.simulation demo/data --slide-root data/slides
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO)
 	@echo "The cohort is simulated. Report: demo/results/report.html"
 
