@@ -1,0 +1,93 @@
+"""Design 5.3: nothing that is fitted for a fold may depend on that fold's held-out cases.
+
+All held-out inputs of fold 0 (RNA, slide pixels, labels, times) are replaced in the raw files, the workflow is rerun, and
+the training artefacts of fold 0 must be equal, byte for byte.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline.contracts.splits import TEST, read_splits
+
+TRAINED = ("genes/*/fold0.json", "models/*/*/fold0/*")
+
+
+def replace_held_out(cohort, fold: int = 0) -> set[str]:
+    """Overwrite everything about the test cases of a fold with other, legal values."""
+    held_out = set(read_splits(cohort.results / "splits/splits.tsv").cases(fold, TEST))
+    assert held_out
+    data = cohort.path / "data"
+    rng = np.random.default_rng(7)
+    with gzip.open(data / "rna.tsv.gz", "rt") as handle:
+        header, *lines = [line.rstrip("\n").split("\t") for line in handle]
+    for column in [i for i, name in enumerate(header) if name in held_out]:
+        for line in lines:
+            line[column] = str(rng.negative_binomial(2, 0.01))
+    with gzip.open(data / "rna.tsv.gz", "wt") as handle:
+        handle.writelines("\t".join(line) + "\n" for line in [header, *lines])
+    with open(data / "cases.tsv", newline="") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    for row in rows:
+        if row["case_id"] in held_out:
+            other = sorted({r["grade"] for r in rows} - {row["grade"]})
+            row["grade"] = other[0]
+            row["time_days"] = str(float(row["time_days"]) * 3 + 1)
+            row["event"] = str(1 - int(float(row["event"])))
+    with open(data / "cases.tsv", "w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with open(data / "slides.tsv", newline="") as handle:
+        slides = [r for r in csv.DictReader(handle, delimiter="\t") if not r["exclude"]]
+    donor = next(s for s in slides if s["case_id"] not in held_out and not s["um_per_px"])
+    replaced = [s for s in slides if s["case_id"] in held_out and not s["um_per_px"]]
+    assert replaced
+    for slide in replaced:
+        shutil.copy(cohort.path / donor["path"], cohort.path / slide["path"])
+    return held_out
+
+
+@pytest.mark.workflow
+def test_training_artefacts_do_not_see_held_out_cases(cohort):
+    before = cohort.contents(*TRAINED)
+    predictions = cohort.contents("predictions/*/*.tsv")
+    replace_held_out(cohort)
+    cohort.snakemake()
+    assert any(name.endswith("checkpoint.pt") for name in before)
+    after = cohort.contents(*TRAINED)
+    assert sorted(after) == sorted(before)
+    assert [name for name in before if before[name] != after[name]] == []
+    changed = cohort.contents("predictions/*/*.tsv")
+    assert all(predictions[name] != changed[name] for name in predictions), "the replacement must reach the models"
+
+
+@pytest.mark.workflow
+def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch):
+    """The same stage given all cases as training cases chooses by held-out RNA, and the comparison above sees it."""
+    from pipeline.contracts.cohort import read_cases
+    from pipeline.contracts.expression import read_expression
+    from pipeline.expression import ExpressionParams, prepare_expression
+    from pipeline.genes import GeneParams, select_genes
+
+    monkeypatch.chdir(cohort.path)
+    cases = list(read_cases("data/cases.tsv").rows)
+    params = GeneParams(**cohort.config()["genes"])
+    table = cohort.results / "expression/expression.h5ad"
+    training = read_splits(cohort.results / "splits/splits.tsv").cases(0, "train")
+
+    def selected(name: str, chosen: list[str]) -> bytes:
+        select_genes(table, chosen, params, task="grade", fold=0, out=cohort.path / name)
+        return (cohort.path / name).read_bytes()
+
+    honest, leaky = selected("honest.json", training), selected("leaky.json", cases)
+    replace_held_out(cohort)
+    prepare_expression("data/rna.tsv.gz", table, ExpressionParams(), cases)
+    assert len(read_expression(table)) == len(cases)
+    assert selected("honest2.json", training) == honest
+    assert selected("leaky2.json", cases) != leaky
