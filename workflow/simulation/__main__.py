@@ -25,9 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     params = SimulationParams(options.patients, options.seed, options.size, options.genes)
     written = simulate_cohort(options.out_dir, params, options.slide_root)
-    print(
-        f"{options.out_dir}: simulated cohort of {options.patients} patients {'written' if written else 'is up to date'}"
-    )
+    state = "written" if written else "is up to date"
+    print(f"{options.out_dir}: simulated cohort of {options.patients} patients {state}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Simulated cases: two hidden factors per patient, the outcomes that depend on them, and the list of slides."""
+"""Simulated cases: two hidden factors per patient, the outcomes that follow, and the list of slides."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ GRADES = ("G2", "G3")
 class SimulationParams:
     """What to simulate. Equal parameters give equal bytes.
 
-    `patients` is the number of cases (at least 6), `size_px` the mean side of a slide at 0.5 um per pixel (pixels),
-    `genes` how many of the symbols in ``symbols.tsv`` are measured.
+    `patients` is the number of cases (at least 6), `size_px` the mean side of a slide at 0.5 um per pixel
+    (pixels), `genes` how many of the symbols in ``symbols.tsv`` are measured.
     """
 
     patients: int = 24
@@ -58,8 +58,9 @@ class SimulatedCase:
 class SimulatedSlide:
     """One slide and what is odd about it.
 
-    `kind` is ``plain``, ``pen`` (marker on glass and tissue), ``untagged`` (um per pixel in the sheet only), ``blank`` (no
-    tissue), ``blurred`` (excluded in the sheet) or ``truncated`` (a damaged file, which the sheet does not tell).
+    `kind` is ``plain``, ``pen`` (marker on glass and tissue), ``untagged`` (um per pixel in the sheet
+    only), ``blank`` (no tissue), ``blurred`` (excluded in the sheet) or ``truncated`` (a damaged file,
+    which the sheet does not tell).
     """
 
     slide_id: str
@@ -71,8 +72,9 @@ class SimulatedSlide:
 def simulate_cases(params: SimulationParams) -> list[SimulatedCase]:
     """Draw the patients.
 
-    Hazard is ``exp(0.9 tumour + 0.9 tme)`` on a Weibull baseline of shape 1.3; times are censored by a uniform end of
-    follow-up. The grade is the upper half of ``tumour + 0.6 tme`` plus a little noise, so both classes are equally large.
+    Hazard is ``exp(0.9 tumour + 0.9 tme)`` on a Weibull baseline of shape 1.3; times are censored by a
+    uniform end of follow-up. The grade is the upper half of ``tumour + 0.6 tme`` plus a little noise, so
+    both classes are equally large.
     """
     rng = np.random.default_rng([params.seed, 1])
     n = params.patients
@@ -99,7 +101,7 @@ def simulate_cases(params: SimulationParams) -> list[SimulatedCase]:
 
 
 def _spread(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Standard normal values in random order, taken near its quantiles so that a small cohort spans the whole range."""
+    """Standard normal values, near its quantiles so that a small cohort spans the range, in random order."""
     return rng.permutation(norm.ppf((np.arange(n) + rng.uniform(0.2, 0.8, n)) / n))
 
 

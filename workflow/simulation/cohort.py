@@ -35,13 +35,15 @@ RECORD = "simulation.json"
 TRUNCATED_AT = 0.6  #: share of its bytes that the damaged slide keeps
 NOTICE = """SIMULATED DATA
 
-Everything in this folder was drawn by `python -m workflow.simulation`. No file comes from a patient, and no result computed
-from it says anything about medicine. truth_*.tsv hold the hidden factors; the workflow never reads them.
+Everything in this folder was drawn by `python -m workflow.simulation`. No file comes from a patient, and no
+result computed from it says anything about medicine. truth_*.tsv hold the hidden factors; the workflow
+never reads them.
 """
 
 
 def simulate_cohort(out: str | Path, params: SimulationParams, slide_root: str = "") -> bool:
-    """Write ``slides.tsv``, ``cases.tsv``, ``rna.tsv.gz``, ``slides/*.tif``, the truth and a notice below `out`.
+    """Write ``slides.tsv``, ``cases.tsv``, ``rna.tsv.gz``, ``slides/*.tif``, the truth and a notice below
+    `out`.
 
     Parameters
     ----------
@@ -49,8 +51,9 @@ def simulate_cohort(out: str | Path, params: SimulationParams, slide_root: str =
 
     Returns
     -------
-    False when a cohort of the same parameters was found whole (its record lists every file's SHA-256): then no file is
-    opened for writing. True when files were written; those whose bytes were right already keep their times.
+    False when a cohort of the same parameters was found whole (its record lists every file's SHA-256): then
+    no file is opened for writing. True when files were written; those whose bytes were right already keep
+    their times.
     """
     out = Path(out)
     root = slide_root or (out / "slides").as_posix()

@@ -17,8 +17,8 @@ def pyramid_bytes(
 ) -> bytes:
     """Encode `image` (uint8 [height, width, RGB]) and its area-averaged reductions.
 
-    `um_per_px` goes into the resolution tags (pixels per centimetre); None leaves them out. `downsamples` are the
-    reductions below level 0, for instance (2, 4).
+    `um_per_px` goes into the resolution tags (pixels per centimetre); None leaves them out. `downsamples`
+    are the reductions below level 0, for instance (2, 4).
     """
     buffer = io.BytesIO()
     tags = {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}

@@ -21,8 +21,8 @@ def render_slide(slide: SimulatedSlide, case: SimulatedCase, size: tuple[int, in
 
     Returns
     -------
-    uint8 [height, width, RGB]. Nuclear density, size and darkness rise with ``case.tumour``; ``case.tme`` adds a few
-    lymphocytes to the stroma only.
+    uint8 [height, width, RGB]. Nuclear density, size and darkness rise with ``case.tumour``; ``case.tme``
+    adds a few lymphocytes to the stroma only.
     """
     rng = np.random.default_rng(seed)
     width, height = size
@@ -58,7 +58,7 @@ def _enlarge(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _tissue_shape(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Positive inside tissue: two or three wavy pieces, at `COARSE_UM` per pixel, clear of the slide's edge."""
+    """Positive inside tissue: two or three wavy pieces, at `COARSE_UM` per pixel, off the slide's edge."""
     rows, columns = np.mgrid[0 : 1 : shape[0] * 1j, 0 : 1 : shape[1] * 1j].astype(np.float32)
     wave = 0.10 * _smooth_noise(rng, shape, 10) + 0.03 * _smooth_noise(rng, shape, 3)
     pieces = [(0.45, 0.40, 0.34, 0.36), (0.66, 0.82, 0.24, 0.13)]
@@ -77,7 +77,7 @@ def _tissue_shape(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarra
 def _ground(
     rng: np.random.Generator, tissue: np.ndarray, nest: np.ndarray, um: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Haematoxylin and eosin amounts (hundredths) of everything but nuclei: fibrous stroma, paler bluish nests."""
+    """Haematoxylin and eosin (hundredths) of all but nuclei: fibrous stroma and paler, bluish nests."""
     shape = tissue.shape
     grain = rng.integers(0, 256, shape, dtype=np.uint8)
     fibres = cv2.blur(grain, (max(3, round(18 / um)), max(1, round(1 / um))))
@@ -132,7 +132,7 @@ def _place_nuclei(
     um: float,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Jittered lattice of nuclei: float [nucleus, (x, y, long radius, short radius in um; angle in degrees; darkness)]."""
+    """Jittered lattice: float [nucleus, (x, y, long and short radius in um, angle in degrees, darkness)]."""
     burden = float(np.tanh(case.tumour / 1.5))
     spacing = 13.0 - 3.0 * burden
     width, height = (side * um for side in size)
@@ -177,7 +177,7 @@ def _draw_nuclei(
 
 
 def _draw_pen(rng: np.random.Generator, image: np.ndarray, um: float) -> None:
-    """A green marker line across glass and the rim of the tissue, in place; the ink is a little translucent."""
+    """Draw a green, slightly translucent marker line across glass and the rim of the tissue, in place."""
     height, width = image.shape[:2]
     t = np.linspace(0, 1, 60)
     x = width * (0.04 + 0.34 * t)

@@ -1,4 +1,4 @@
-"""The known stain matrices of the simulated laboratories, and stain amounts turned into colour (Beer-Lambert)."""
+"""The known stain matrices of the simulated laboratories; stain amounts to colour by Beer-Lambert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEPS_PER_UNIT = 100  #: amounts are stored as uint8 in hundredths: 0 to 2.55
 
 @dataclass(frozen=True)
 class StainBasis:
-    """Optical density (natural logarithm) per unit amount of haematoxylin and eosin, RGB order; white point 0-255."""
+    """Optical density (natural logarithm) per unit of haematoxylin and eosin, RGB; white point 0-255."""
 
     haematoxylin: tuple[float, float, float]
     eosin: tuple[float, float, float]
@@ -31,7 +31,7 @@ BASES = {
 
 
 def colour_table(basis: StainBasis) -> np.ndarray:
-    """uint8 [haematoxylin step, eosin step, RGB]: the colour of every pair of amounts, in hundredths of a unit."""
+    """uint8 [haematoxylin step, eosin step, RGB]: the colour of every pair of amounts (hundredths)."""
     amount = np.arange(256) / STEPS_PER_UNIT
     h, e = basis.matrix()
     density = amount[:, None, None] * h + amount[None, :, None] * e
@@ -39,6 +39,6 @@ def colour_table(basis: StainBasis) -> np.ndarray:
 
 
 def paint(haematoxylin: np.ndarray, eosin: np.ndarray, basis: StainBasis) -> np.ndarray:
-    """Colour an image from stain amounts in hundredths (uint8 [height, width] each) -> uint8 [height, width, RGB]."""
+    """Stain amounts in hundredths (uint8 [height, width] each) -> colour, uint8 [height, width, RGB]."""
     table = colour_table(basis).reshape(-1, 3)
     return table[haematoxylin.astype(np.uint16) * 256 + eosin]

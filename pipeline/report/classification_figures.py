@@ -1,0 +1,72 @@
+"""ROC curves and confusion matrices of out-of-fold predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from pipeline.report.figures import COLOURS, INK, MUTED, colour, drawing, png
+
+
+def roc_curves(title: str, labels: Sequence[str], probabilities: Mapping[str, np.ndarray]) -> str:
+    """PNG data URI: one curve per class, that class against the rest; for two classes the second one alone.
+
+    Parameters
+    ----------
+    labels : true class of each case
+    probabilities : class -> float [cases]
+    """
+    classes = list(probabilities)[-1:] if len(probabilities) == 2 else list(probabilities)
+    truth = np.asarray(labels)
+    with drawing(3.3, 3.2) as (figure, axes):
+        axis = axes[0, 0]
+        axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for index, name in enumerate(classes):
+            positive = truth == name
+            if positive.any() and not positive.all():
+                false_rate, true_rate, _ = roc_curve(positive, probabilities[name])
+                axis.plot(false_rate, true_rate, color=colour(index), linewidth=1.8, label=name)
+        axis.set(
+            title=title,
+            xlim=(0, 1),
+            ylim=(0, 1.01),
+            xlabel="false positive rate",
+            ylabel="true positive rate",
+        )
+        axis.set_aspect("equal")
+        axis.legend(loc="lower right")
+        return png(figure)
+
+
+def confusion_matrix(
+    title: str, classes: Sequence[str], labels: Sequence[str], predicted: Sequence[str]
+) -> str:
+    """PNG data URI: counts of cases, true class in rows, shaded by the share of the row."""
+    position = {name: index for index, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    for truth, guess in zip(labels, predicted, strict=True):
+        counts[position[truth], position[guess]] += 1
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = min(6.0, 1.9 + 0.45 * len(classes))
+    with drawing(side + 0.3, side) as (figure, axes):
+        axis = axes[0, 0]
+        axis.imshow(share, cmap=_shades(), vmin=0, vmax=1)
+        for row, column in np.ndindex(counts.shape):
+            dark = share[row, column] > 0.55
+            axis.text(
+                column, row, counts[row, column], ha="center", va="center", color="white" if dark else INK
+            )
+        axis.set_xticks(range(len(classes)), classes, rotation=0 if len(classes) < 5 else 60)
+        axis.set_yticks(range(len(classes)), classes)
+        axis.set(title=title, xlabel="predicted", ylabel="true")
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+        return png(figure)
+
+
+def _shades() -> object:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", ["#f4f6f8", COLOURS[0]])
