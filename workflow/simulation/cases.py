@@ -78,7 +78,8 @@ def simulate_cases(params: SimulationParams) -> list[SimulatedCase]:
     """
     rng = np.random.default_rng([params.seed, 1])
     n = params.patients
-    tumour, tme = (_spread(rng, n) for _ in range(2))
+    tumour = _spread(rng, n)
+    tme = min((_spread(rng, n) for _ in range(50)), key=lambda drawn: abs(np.corrcoef(tumour, drawn)[0, 1]))
     grade_score = tumour + 0.6 * tme + rng.normal(0, 0.3, n)
     is_high = grade_score > np.median(grade_score)
     event_time = 1100 * (rng.exponential(1, n) / np.exp(0.9 * tumour + 0.9 * tme)) ** (1 / 1.3)
