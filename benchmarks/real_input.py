@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from models.predict import predict_cases
+from pipeline.genes import GeneParams, select_genes_for_folds
 
 from models.experiment import Experiment
-from models.predict import predict_cases
 from models.train import Inputs, train_folds
 from pipeline.contracts import layout
 from pipeline.contracts.batches import read_batch
@@ -31,7 +32,6 @@ from pipeline.contracts.files import read_table, write_table
 from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task, read_labels
 from pipeline.expression import ExpressionParams, prepare_expression
-from pipeline.genes import GeneParams, select_genes_for_folds
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -89,8 +89,7 @@ def run_slides() -> Path:
     )
     results = folder / "results"
     bags = {
-        (b.slide_id, b.magnification): b.n_tiles
-        for b in read_index(layout.features_index(results, "resnet50-random"))
+        (b.slide_id, b.magnification): b.n_tiles for b in read_index(layout.features_index(results, "resnet50-random"))
     }
     print("\nslide\tstatus\tstage\t20x\t10x\t5x\treason")
     for path in sorted((results / "features/resnet50-random/_batches").glob("*.tsv")):
@@ -124,7 +123,14 @@ def run_molecular() -> None:
     print("\ntask\texperiment\tmetric\tvalue\tlow\thigh\tcases")
     for task in TASKS:
         for row in read_table(layout.evaluation(folder / "results", task["name"])):
-            print("\t".join([task["name"], *(row[k] for k in ("experiment", "metric", "value", "low", "high", "n_cases"))]))
+            print(
+                "\t".join(
+                    [
+                        task["name"],
+                        *(row[k] for k in ("experiment", "metric", "value", "low", "high", "n_cases")),
+                    ]
+                )
+            )
 
 
 def run_triples(slides: Path) -> None:

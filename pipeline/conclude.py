@@ -1,4 +1,4 @@
-"""The verdict on a whole run: every slide and fold that failed, and an error unless the user allowed it (design 5.8)."""
+"""The verdict on a run: every slide and fold that failed, and an error unless the user allowed it (design 5.8)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def conclude(
     if failures and not allow_failed:
         listed = "\n".join(f"  {f['what']} {f['id']} at {f['stage']}: {f['reason']}" for f in failures)
         raise HistoweaveError(
-            f"{len(failures)} failed; everything else is finished and stands in the report.\n{listed}\nFix: mend them and"
-            " rerun, give a reason in the `exclude` column of the slide sheet, or set inputs.allow_failed: true."
+            f"{len(failures)} failed; everything else is finished and stands in the report.\n{listed}\nFix: mend"
+            " them and rerun, give a reason in the `exclude` column of slides.tsv, or set inputs.allow_failed: true."
         )
     write_table(out, ["what", "id", "stage", "reason"], failures)
     return failures
@@ -30,10 +30,7 @@ def conclude(
 
 def _failed_slides(indexes: Iterable[str | Path]) -> list[dict[str, str]]:
     rows = {
-        (r.slide_id, r.stage, r.reason)
-        for path in indexes
-        for r in read_batch(path).values()
-        if r.status == FAILED
+        (r.slide_id, r.stage, r.reason) for path in indexes for r in read_batch(path).values() if r.status == FAILED
     }
     return [{"what": "slide", "id": i, "stage": stage, "reason": reason} for i, stage, reason in sorted(rows)]
 

@@ -1,4 +1,4 @@
-"""Join the slide sheet, the clinical sheet and the expression table before any compute, and say everything that does not fit."""
+"""Join the slide sheet, the clinical sheet and the expression table before any compute; say all that does not fit."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from pipeline.contracts.tasks import Task, read_labels
 from pipeline.expression import ExpressionParams, table_cases
 
 ERROR, WARNING, INFO = "error", "warning", "info"
+STYLE = (
+    "body{font:15px system-ui;margin:2em auto;max-width:60em}.error{color:#a00}"
+    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,7 @@ def join_cohort(
         findings += _expression_findings(set(found), remarks, sheet, str(expression))
     for task in tasks:
         labels = read_labels(sheet, Task(**task))
-        findings += [
-            Finding(INFO, "no_label", case, f"{task['name']}: {why}") for case, why in labels.missing.items()
-        ]
+        findings += [Finding(INFO, "no_label", case, f"{task['name']}: {why}") for case, why in labels.missing.items()]
     findings.sort(key=lambda f: ((ERROR, WARNING, INFO).index(f.severity), f.kind, f.id))
     write_table(table, [f.name for f in fields(Finding)], [asdict(f) for f in findings])
     write_text(page, _page(findings, len(sheet.rows), len(rows), expression is not None))
@@ -85,9 +87,7 @@ def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Findi
     for slide in slides:
         if slide.case_id not in sheet.rows:
             hint = nearest(slide.case_id, sheet.rows)
-            yield Finding(
-                ERROR, "slide_of_unknown_case", slide.slide_id, f"case '{slide.case_id}' is unknown{hint}"
-            )
+            yield Finding(ERROR, "slide_of_unknown_case", slide.slide_id, f"case '{slide.case_id}' is unknown{hint}")
         if slide.exclude:
             yield Finding(INFO, "slide_excluded", slide.slide_id, slide.exclude)
         elif not Path(slide.path).exists():
@@ -107,9 +107,7 @@ def _expression_findings(
     found: Collection[str], remarks: Iterable[str], sheet: CaseSheet, path: str
 ) -> Iterable[Finding]:
     if not found:
-        raise InputError(
-            path, "no sample belongs to any case of the clinical sheet.", "use the same case ids in both."
-        )
+        raise InputError(path, "no sample belongs to any case of the clinical sheet.", "use the same case ids in both.")
     for case in sheet.rows:
         if case not in found:
             yield Finding(WARNING, "case_without_rna", case, "no sample in the expression table")
@@ -124,10 +122,9 @@ def _page(findings: Sequence[Finding], n_cases: int, n_slides: int, has_rna: boo
         f'<tr class="{f.severity}"><td>{f.severity}<td>{f.kind}<td>{html.escape(f.id)}<td>{html.escape(f.problem)}'
         for f in findings
     )
+    table = "not given" if not has_rna else "given"
     return (
-        "<!doctype html><meta charset=utf-8><title>Cohort report</title><style>body{font:15px system-ui;margin:2em auto;"
-        "max-width:60em}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}.error{color:#a00}</style>"
-        f"<h1>Cohort report</h1><p>{n_cases} cases, {n_slides} slides, expression table {'given' if has_rna else 'not given'}."
-        f" {len(findings)} findings.</p><ul>{summary}</ul>"
-        f"<table><tr><th>severity<th>kind<th>id<th>problem{body}</table>\n"
+        f"<!doctype html><meta charset=utf-8><title>Cohort report</title><style>{STYLE}</style><h1>Cohort report</h1>"
+        f"<p>{n_cases} cases, {n_slides} slides, expression table {table}. {len(findings)} findings.</p>"
+        f"<ul>{summary}</ul><table><tr><th>severity<th>kind<th>id<th>problem{body}</table>\n"
     )

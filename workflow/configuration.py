@@ -27,9 +27,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     rules = schema()
     config = deepcopy(dict(config))
     _fill(config, rules)
-    for error in sorted(
-        Draft202012Validator(rules).iter_errors(config), key=lambda e: list(map(str, e.path))
-    ):
+    for error in sorted(Draft202012Validator(rules).iter_errors(config), key=lambda e: list(map(str, e.path))):
         raise _explain(error)
     _check_inputs(config["inputs"])
     _check_names(config)
@@ -104,9 +102,7 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
         slugs = [encoder["slug"] for encoder in config["encoders"]]
         experiment["encoder"] = _one_of(experiment["encoder"], slugs, f"{where} encoder")
         magnifications = config["tiles"]["magnifications"]
-        experiment["magnification"] = _one_of(
-            experiment["magnification"], magnifications, f"{where} magnification"
-        )
+        experiment["magnification"] = _one_of(experiment["magnification"], magnifications, f"{where} magnification")
     unknown = sorted(set(experiment["tasks"] or ()) - {task["name"] for task in config["tasks"]})
     if unknown:
         known = [task["name"] for task in config["tasks"]]

@@ -1,4 +1,4 @@
-"""What every rule script does around its one call: log to the rule's file, and end a foreseen error without a traceback."""
+"""What every rule script does around its call: log to the rule's file, end a foreseen error without a traceback."""
 
 from __future__ import annotations
 

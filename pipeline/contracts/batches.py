@@ -11,9 +11,7 @@ from pipeline.contracts.files import read_table, write_table
 
 OK = "ok"  #: the slide's file is complete and verified
 EXCLUDED = "excluded"  #: the user's sheet says so; never a failure
-VOID = (
-    "void"  #: nothing to do for this slide and no fault: no tissue, no magnification that it allows, not H&E
-)
+VOID = "void"  #: nothing to do for this slide and no fault: no tissue, no magnification that it allows, not H&E
 FAILED = "failed"  #: the slide could not be processed; the workflow ends with an error unless allowed
 STATUSES = (OK, EXCLUDED, VOID, FAILED)
 
@@ -46,8 +44,6 @@ def read_batch(path: str | Path) -> dict[str, BatchRow]:
     rows = {}
     for record in read_table(path, [f.name for f in fields(BatchRow)]):
         if record["status"] not in STATUSES:
-            raise FormatError(
-                f"{path}: unknown status '{record['status']}'. Fix: delete it and rerun its stage."
-            )
+            raise FormatError(f"{path}: unknown status '{record['status']}'. Fix: delete it and rerun its stage.")
         rows[record["slide_id"]] = BatchRow(**{**record, "seconds": float(record["seconds"])})
     return rows

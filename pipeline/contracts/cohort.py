@@ -1,4 +1,4 @@
-"""The user's slide and case sheets, the rules for ids, and the batches that slides are worked in (standard library only)."""
+"""The user's sheets, the rules for ids, and the batches that slides are worked in (standard library only)."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ def _um_per_px(text: str, where: str) -> float | None:
     except ValueError:
         value = float("nan")
     if not 0.05 <= value <= 40:
-        raise InputError(
-            where, f"um_per_px '{text}' is not a number from 0.05 to 40.", "give um per pixel, e.g. 0.25."
-        )
+        raise InputError(where, f"um_per_px '{text}' is not a number from 0.05 to 40.", "give um per pixel, e.g. 0.25.")
     return value
 
 

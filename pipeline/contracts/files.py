@@ -1,4 +1,4 @@
-"""How every artefact reaches the disk: whole or not at all, with a digest of what it came from (standard library only)."""
+"""How artefacts reach the disk: whole or not at all, with a digest of what they came from (standard library only)."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def read_json(path: str | Path, kind: str, version: int) -> dict[str, Any]:
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"{path}: not readable as JSON ({error}). Fix: delete it and rerun its stage."
-        ) from error
+        raise FormatError(f"{path}: not readable as JSON ({error}). Fix: delete it and rerun its stage.") from error
     check_version(path, kind, version, body.get("kind"), body.get("format_version"))
     return body
 
@@ -120,9 +118,7 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> list[dict[str,
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(
-            str(path), "the file does not exist.", "correct its path in config.yaml, or create it."
-        )
+        raise InputError(str(path), "the file does not exist.", "correct its path in config.yaml, or create it.")
     delimiter = "," if path.suffix == ".csv" else "\t"
     with open(path, newline="", encoding="utf-8-sig") as handle:
         reader = csv.DictReader(handle, delimiter=delimiter)

@@ -1,4 +1,4 @@
-"""One integer per stage. Raise it when the stage's code changes what it computes: that, not the edit, reruns the stage."""
+"""One integer per stage. Raise it when its code changes what it computes: that, not the edit, reruns it."""
 
 REVISIONS = {
     "cohort": 1,

@@ -48,12 +48,7 @@ def _forbidden(name: str, target: str) -> str:
         return f"{top} knows neither the workflow nor Snakemake"
     if top == "pipeline" and wanted == "models":
         return "pipeline never imports models"
-    if (
-        top == "models"
-        and wanted == "pipeline"
-        and target != "pipeline"
-        and not _within(target, "pipeline.contracts")
-    ):
+    if top == "models" and wanted == "pipeline" and target != "pipeline" and not _within(target, "pipeline.contracts"):
         return "models may import pipeline.contracts only"
     if _within(name, "pipeline.contracts"):
         if wanted == "pipeline" and not _within(target, "pipeline.contracts"):

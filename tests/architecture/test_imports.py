@@ -98,8 +98,6 @@ def test_scripts_are_adapters():
 
 
 def test_no_file_mentions_an_absolute_path_of_a_machine():
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     places = re.compile(r"(?<![\w.])/(?:work|home|root|Users)/")
     assert [name for name in tracked if places.search((ROOT / name).read_text(errors="ignore"))] == []

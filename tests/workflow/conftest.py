@@ -115,7 +115,20 @@ def simulate(path: Path, patients: int = 8, size: int = 900) -> Cohort:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     cohort = Cohort(path)
     cohort.write_config(json.loads(json.dumps(CONFIG)))
-    genes = ["EGFR", "TP53", "PTEN", "IDH1", "CDK4", "MDM2", "MYC", "PIK3CA", "NF1", "RB1", "CDKN2A", "PDGFRA"]
+    genes = [
+        "EGFR",
+        "TP53",
+        "PTEN",
+        "IDH1",
+        "CDK4",
+        "MDM2",
+        "MYC",
+        "PIK3CA",
+        "NF1",
+        "RB1",
+        "CDKN2A",
+        "PDGFRA",
+    ]
     (path / "data/tumour.gmt").write_text("\t".join(["tumour", "test list", *genes]) + "\n")
     return cohort
 

@@ -101,7 +101,7 @@ def test_one_error_before_compute(unrun, tmp_path, change, expected):
 
 @pytest.mark.workflow
 def test_no_event_in_a_fold_is_a_listed_failure(cohort):
-    """Fold 0 trains on censored cases only: it is listed with its reason, the other fold and the other task are kept."""
+    """Fold 0 trains on censored cases only: listed with its reason; the other fold and task are kept."""
     from pipeline.contracts.splits import TEST, read_splits
 
     held_out = set(read_splits(cohort.results / "splits/splits.tsv").cases(0, TEST))

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from models.experiment import Experiment
 from models.evaluate import EvaluationParams
-from pipeline.contracts.errors import InputError
-from pipeline.contracts.tasks import Task
 from pipeline.embedding import EmbeddingParams
 from pipeline.encoders import EncoderSpec
-from pipeline.expression import ExpressionParams
 from pipeline.genes import GeneParams
 from pipeline.splits import SplitParams
-from pipeline.stain import StainParams
 from pipeline.tiling import TilingParams
 from pipeline.tissue import TissueParams
+
+from models.experiment import Experiment
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.tasks import Task
+from pipeline.expression import ExpressionParams
+from pipeline.stain import StainParams
 from workflow.configuration import checked, schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,18 +73,27 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
     ("change", "expected"),
     [
         (lambda c: c.update(tisue={}), "config.yaml tisue: unknown key; did you mean 'tissue'?"),
-        (lambda c: c["inputs"].update(slide="x"), "config.yaml inputs.slide: unknown key; did you mean 'slides'?"),
+        (
+            lambda c: c["inputs"].update(slide="x"),
+            "config.yaml inputs.slide: unknown key; did you mean 'slides'?",
+        ),
         (lambda c: c["inputs"].update(cases="nowhere.tsv"), "'nowhere.tsv' does not exist"),
         (lambda c: c["inputs"].update(slides=None, expression=None), "neither slides nor expression"),
         (lambda c: c["experiments"][0].update(model="sn"), "unknown model 'sn'; did you mean 'snn'?"),
         (lambda c: c["experiments"][0].update(model="concat", encoder="x"), "'x' is not configured"),
         (lambda c: c["experiments"][0].update(model="concat", magnification=7), "'7' is not configured"),
         (lambda c: c["experiments"][0].update(tasks=["grad"]), "unknown task 'grad'; did you mean 'grade'?"),
-        (lambda c: c["experiments"].append({"name": "SNN", "model": "snn"}), "differs from 'snn' in upper and lower"),
+        (
+            lambda c: c["experiments"].append({"name": "SNN", "model": "snn"}),
+            "differs from 'snn' in upper and lower",
+        ),
         (lambda c: c["experiments"][0].update(name="../x"), "config.yaml experiments.0.name"),
         (lambda c: c["inputs"].update(expression=None), "needs genes, but inputs.expression is not given"),
         (lambda c: c.update(expression={"unit": "zscore"}), "'hvg' is meaningless on z-scores"),
-        (lambda c: c.update(splits={"folds": "five"}), "config.yaml splits.folds: 'five' is not of type 'integer'"),
+        (
+            lambda c: c.update(splits={"folds": "five"}),
+            "config.yaml splits.folds: 'five' is not of type 'integer'",
+        ),
     ],
 )
 def test_one_error_that_names_the_key(config, change, expected):
@@ -96,7 +105,16 @@ def test_one_error_that_names_the_key(config, change, expected):
 
 def test_the_unedited_config_names_the_next_step(tmp_path):
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", "-n"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "1",
+        "-n",
+    ]
     done = subprocess.run([*command, "--directory", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert "histoweave init" in done.stderr

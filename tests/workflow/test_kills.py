@@ -19,7 +19,9 @@ def test_killed_embedding_then_rerun_equals_an_undisturbed_run(unrun, finished, 
     cohort = unrun.copy(tmp_path / "cohort")
     cohort.snakemake("stains")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    run = subprocess.Popen([*command, "--directory", str(cohort.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [*command, "--directory", str(cohort.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _wait_for_first_bag(cohort, run)
     time.sleep(random.Random(seed).uniform(0, 0.5))
     victims = [run, *psutil.Process(run.pid).children(recursive=True)]

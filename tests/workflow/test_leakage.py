@@ -1,7 +1,7 @@
 """Design 5.3: nothing that is fitted for a fold may depend on that fold's held-out cases.
 
-All held-out inputs of fold 0 (RNA, slide pixels, labels, times) are replaced in the raw files, the workflow is rerun, and
-the training artefacts of fold 0 must be equal, byte for byte.
+All held-out inputs of fold 0 (RNA, slide pixels, labels, times) are replaced in the raw files, the workflow is rerun,
+and the training artefacts of fold 0 must be equal, byte for byte.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def test_training_artefacts_do_not_see_held_out_cases(cohort):
 @pytest.mark.workflow
 def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch):
     """The same stage given all cases as training cases chooses by held-out RNA, and the comparison above sees it."""
+    from pipeline.genes import GeneParams, select_genes
+
     from pipeline.contracts.cohort import read_cases
     from pipeline.contracts.expression import read_expression
     from pipeline.expression import ExpressionParams, prepare_expression
-    from pipeline.genes import GeneParams, select_genes
 
     monkeypatch.chdir(cohort.path)
     cases = list(read_cases("data/cases.tsv").rows)

@@ -17,7 +17,11 @@ def test_snakemake_lint(unrun):
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["snakefmt", "--check", "Snakefile", "workflow/rules"]],
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["snakefmt", "--check", "Snakefile", "workflow/rules"],
+    ],
     ids=lambda command: " ".join(command[:2]),
 )
 def test_code_style(command):

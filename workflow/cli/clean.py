@@ -34,12 +34,8 @@ WHOLE_STAGES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", required=True, help=f"one of {', '.join([*SLIDE_STAGES, *WHOLE_STAGES])}")
-    parser.add_argument(
-        "--slides", nargs="+", default=[], metavar="ID", help="only these slides (slide stages)"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="results folder (default: results)"
-    )
+    parser.add_argument("--slides", nargs="+", default=[], metavar="ID", help="only these slides (slide stages)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, delete nothing")
 
 
@@ -72,14 +68,7 @@ def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]
     known_slides = set().union(*indexes.values()) if indexes else set()
     for slide in slides:
         if slide not in known_slides:
-            raise InputError(
-                "--slides", f"stage '{stage}' knows no slide '{slide}'{nearest(slide, known_slides)}."
-            )
+            raise InputError("--slides", f"stage '{stage}' knows no slide '{slide}'{nearest(slide, known_slides)}.")
     chosen = set(slides) or known_slides
-    files = [
-        p
-        for slide in sorted(chosen)
-        for pattern in patterns
-        for p in results.glob(pattern.format(slide=slide))
-    ]
+    files = [p for slide in sorted(chosen) for pattern in patterns for p in results.glob(pattern.format(slide=slide))]
     return sorted(files) + [path for path, listed in indexes.items() if listed & chosen]

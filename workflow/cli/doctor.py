@@ -41,9 +41,7 @@ def run(options: argparse.Namespace) -> int:
             findings.append(finding)
             print(f"[{finding.mark:4}] {finding.text}", flush=True)
     failed = sum(finding.mark == "fail" for finding in findings)
-    print(
-        f"{failed} to mend." if failed else "Ready: snakemake --cores 8 --use-conda -n shows what would run."
-    )
+    print(f"{failed} to mend." if failed else "Ready: snakemake --cores 8 --use-conda -n shows what would run.")
     return 1 if failed else 0
 
 
@@ -87,21 +85,15 @@ def _device() -> Iterator[Finding]:
     if torch.cuda.is_available():
         yield Finding("ok", f"GPU {torch.cuda.get_device_name(0)}")
     else:
-        yield Finding(
-            "note", "no GPU seen by torch: tiles are embedded on the CPU, which takes some 50 times longer"
-        )
+        yield Finding("note", "no GPU seen by torch: tiles are embedded on the CPU, which takes some 50 times longer")
 
 
 def _cohort(configfile: Path) -> Iterator[Finding]:
     if not configfile.exists():
-        yield Finding(
-            "fail", f"{configfile} does not exist. Fix: copy config.yaml of histoweave here and edit it"
-        )
+        yield Finding("fail", f"{configfile} does not exist. Fix: copy config.yaml of histoweave here and edit it")
         return
     config = checked(yaml.safe_load(configfile.read_text(encoding="utf-8")) or {})
-    yield Finding(
-        "ok", f"{configfile}: {len(config['tasks'])} tasks, {len(config['experiments'])} experiments"
-    )
+    yield Finding("ok", f"{configfile}: {len(config['tasks'])} tasks, {len(config['experiments'])} experiments")
     cases = read_cases(config["inputs"]["cases"])
     yield Finding("ok", f"{cases.path}: {len(cases.rows)} cases")
     if config["inputs"]["slides"]:
@@ -113,9 +105,7 @@ def _slides(config: dict) -> Iterator[Finding]:
     missing = [slide for slide in slides if not Path(slide.path).exists()]
     if missing:
         listed = ", ".join(f"{slide.slide_id} ({slide.path})" for slide in missing[:5])
-        yield Finding(
-            "fail", f"{len(missing)} of {len(slides)} slide files missing: {listed}. Fix: correct slides.tsv"
-        )
+        yield Finding("fail", f"{len(missing)} of {len(slides)} slide files missing: {listed}. Fix: correct slides.tsv")
     present = [Path(slide.path) for slide in slides if slide not in missing]
     size = sum(path.stat().st_size for path in present)
     yield Finding("ok", f"{len(present)} slide files, {size / 1e9:.1f} GB")
@@ -129,6 +119,4 @@ def _slides(config: dict) -> Iterator[Finding]:
         f" {tiles * share * SECONDS_PER_TILE_GPU / 3600:.1f} h on one GPU or"
         f" {tiles * share * SECONDS_PER_TILE_CPU / 3600:.1f} h on one CPU core; {free / 1e9:.0f} GB free"
     )
-    yield Finding(
-        "ok" if free > 1.2 * need else "fail", text + ("" if free > 1.2 * need else ". Fix: free disk space")
-    )
+    yield Finding("ok" if free > 1.2 * need else "fail", text + ("" if free > 1.2 * need else ". Fix: free disk space"))

@@ -12,19 +12,13 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import write_table
 
 HELP = "write the sheets from a folder of slides"
-SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .dcm .czi .svslide .png .jpg .jpeg".split()
-)
+SLIDE_SUFFIXES = frozenset(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .dcm .czi .svslide .png .jpg .jpeg".split())
 TCGA_PATIENT = re.compile(r"(TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4})(?:-|$)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=Path, help="folder that holds the slides, searched with its subfolders"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("."), help="where the sheets are written (default: here)"
-    )
+    parser.add_argument("folder", type=Path, help="folder that holds the slides, searched with its subfolders")
+    parser.add_argument("--out", type=Path, default=Path("."), help="where the sheets are written (default: here)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,9 +34,7 @@ def run(options: argparse.Namespace) -> int:
     for row, path in zip(rows, paths, strict=True):
         if row["slide_id"] != path.stem:
             print(f"  {path} is called {row['slide_id']} (ids must be unique and usable in file names)")
-    print(
-        "Next: add the label columns to cases.tsv, name them under `tasks` in config.yaml, then `histoweave doctor`."
-    )
+    print("Next: add the label columns to cases.tsv, name them under `tasks` in config.yaml, then `histoweave doctor`.")
     return 0
 
 
@@ -64,9 +56,7 @@ def sheet_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
     for path in paths:
         stem = _legal(path.stem)
         repeated = stems[stem.casefold()] > 1
-        slide_id = (
-            _legal(f"{path.parent.name}_{path.stem}{path.suffix.replace('.', '_')}") if repeated else stem
-        )
+        slide_id = _legal(f"{path.parent.name}_{path.stem}{path.suffix.replace('.', '_')}") if repeated else stem
         patient = TCGA_PATIENT.match(path.stem)
         rows.append({"slide_id": slide_id, "case_id": patient[1] if patient else stem, "path": str(path)})
     return rows

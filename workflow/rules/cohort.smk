@@ -9,14 +9,14 @@ rule join_cohort:
     output:
         table=layout.cohort_report(RESULTS),
         page=layout.cohort_report(RESULTS, "html"),
-    params:
-        revision=REVISIONS["cohort"],
-        tasks=config["tasks"],
-        expression=config["expression"],
     log:
         "logs/join_cohort.log",
     conda:
         "../../envs/molecular.yaml"
+    params:
+        revision=REVISIONS["cohort"],
+        tasks=config["tasks"],
+        expression=config["expression"],
     script:
         "../scripts/join_cohort.py"
 
@@ -28,13 +28,13 @@ rule make_splits:
     output:
         splits=layout.splits(RESULTS),
         notes="results/splits/notes.tsv",
-    params:
-        revision=REVISIONS["splits"],
-        section=config["splits"],
-        tasks=config["tasks"],
     log:
         "logs/make_splits.log",
     conda:
         "../../envs/molecular.yaml"
+    params:
+        revision=REVISIONS["splits"],
+        section=config["splits"],
+        tasks=config["tasks"],
     script:
         "../scripts/make_splits.py"

@@ -7,19 +7,19 @@ rule train_model:
         unpack(training_inputs),
     output:
         index=layout.models_index(RESULTS, "{task}", "{experiment}"),
+    log:
+        "logs/train_model/{task}/{experiment}.log",
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        gpu=1,
     params:
         revision=REVISIONS["models"],
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
         task=lambda wildcards: TASKS[wildcards.task],
         labels=label_values,
         sheet=config["inputs"]["cases"],
-    threads: 8
-    resources:
-        gpu=1,
-    log:
-        "logs/train_model/{task}/{experiment}.log",
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/train_model.py"
 
@@ -30,16 +30,16 @@ rule predict_cases:
         trained=rules.train_model.output.index,
     output:
         table=layout.predictions(RESULTS, "{task}", "{experiment}"),
+    log:
+        "logs/predict_cases/{task}/{experiment}.log",
+    conda:
+        "../../envs/torch.yaml"
     params:
         revision=REVISIONS["predictions"],
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
         task=lambda wildcards: TASKS[wildcards.task],
         labels=label_values,
         sheet=config["inputs"]["cases"],
-    log:
-        "logs/predict_cases/{task}/{experiment}.log",
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/predict_cases.py"
 
@@ -50,14 +50,14 @@ rule evaluate_task:
     output:
         metrics=layout.evaluation(RESULTS, "{task}"),
         differences=layout.evaluation(RESULTS, "{task}", "differences"),
+    log:
+        "logs/evaluate_task/{task}.log",
+    conda:
+        "../../envs/torch.yaml"
     params:
         revision=REVISIONS["evaluation"],
         section=config["evaluation"],
         task=lambda wildcards: TASKS[wildcards.task],
         sheet=config["inputs"]["cases"],
-    log:
-        "logs/evaluate_task/{task}.log",
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/evaluate_task.py"

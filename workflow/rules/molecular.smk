@@ -7,15 +7,15 @@ rule prepare_expression:
         joined=ancient(rules.join_cohort.output.table),
     output:
         table=layout.expression(RESULTS),
+    log:
+        "logs/prepare_expression.log",
+    conda:
+        "../../envs/molecular.yaml"
     params:
         revision=REVISIONS["expression"],
         section=config["expression"],
         cases=CASES_DIGEST,
         sheet=config["inputs"]["cases"],
-    log:
-        "logs/prepare_expression.log",
-    conda:
-        "../../envs/molecular.yaml"
     script:
         "../scripts/prepare_expression.py"
 
@@ -27,15 +27,15 @@ rule select_genes:
         lists=gene_lists(),
     output:
         genes=[layout.genes(RESULTS, "{task}", k) for k in FOLDS],
+    log:
+        "logs/select_genes/{task}.log",
+    conda:
+        "../../envs/molecular.yaml"
     params:
         revision=REVISIONS["genes"],
         section=config["genes"],
         task=lambda wildcards: TASKS[wildcards.task],
         labels=label_values,
         sheet=config["inputs"]["cases"],
-    log:
-        "logs/select_genes/{task}.log",
-    conda:
-        "../../envs/molecular.yaml"
     script:
         "../scripts/select_genes.py"

@@ -12,14 +12,14 @@ rule build_report:
         evaluations=[layout.evaluation(RESULTS, t) for t in TASKS],
     output:
         report=layout.report(RESULTS),
-    params:
-        revisions=REVISIONS,
-        config=config,
-        results=RESULTS,
     log:
         "logs/build_report.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        revisions=REVISIONS,
+        config=config,
+        results=RESULTS,
     script:
         "../scripts/build_report.py"
 
@@ -31,11 +31,11 @@ rule conclude:
         trained=[layout.models_index(RESULTS, t, x) for t, x in RUNS],
     output:
         verdict=layout.verdict(RESULTS),
-    params:
-        allow_failed=config["inputs"]["allow_failed"],
     log:
         "logs/conclude.log",
     conda:
         "../../envs/report.yaml"
+    params:
+        allow_failed=config["inputs"]["allow_failed"],
     script:
         "../scripts/conclude.py"

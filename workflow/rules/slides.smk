@@ -6,17 +6,17 @@ rule check_slides:
         joined=ancient(rules.join_cohort.output.table),
     output:
         index=layout.batch_index(RESULTS, "check", "{batch}"),
+    log:
+        "logs/check_slides/{batch}.log",
+    conda:
+        "../../envs/slides.yaml"
+    threads: 2
     params:
         revision=REVISIONS["check"],
         slides=sheet_rows,
         identities=slide_identities,
         cases=batch_cases,
         results=RESULTS,
-    threads: 2
-    log:
-        "logs/check_slides/{batch}.log",
-    conda:
-        "../../envs/slides.yaml"
     script:
         "../scripts/check_slides.py"
 
@@ -26,15 +26,15 @@ rule detect_tissue:
         upstream=rules.check_slides.output.index,
     output:
         index=layout.batch_index(RESULTS, "tissue", "{batch}"),
-    params:
-        revision=REVISIONS["tissue"],
-        section=config["tissue"],
-        results=RESULTS,
-    threads: 2
     log:
         "logs/detect_tissue/{batch}.log",
     conda:
         "../../envs/slides.yaml"
+    threads: 2
+    params:
+        revision=REVISIONS["tissue"],
+        section=config["tissue"],
+        results=RESULTS,
     script:
         "../scripts/detect_tissue.py"
 
@@ -44,15 +44,15 @@ rule tile_slides:
         upstream=rules.detect_tissue.output.index,
     output:
         index=layout.batch_index(RESULTS, "tiles", "{batch}"),
-    params:
-        revision=REVISIONS["tiles"],
-        section=config["tiles"],
-        results=RESULTS,
-    threads: 2
     log:
         "logs/tile_slides/{batch}.log",
     conda:
         "../../envs/slides.yaml"
+    threads: 2
+    params:
+        revision=REVISIONS["tiles"],
+        section=config["tiles"],
+        results=RESULTS,
     script:
         "../scripts/tile_slides.py"
 
@@ -62,15 +62,15 @@ rule fit_stains:
         upstream=rules.tile_slides.output.index,
     output:
         index=layout.batch_index(RESULTS, "stain", "{batch}"),
-    params:
-        revision=REVISIONS["stain"],
-        section=config["stain"],
-        results=RESULTS,
-    threads: 2
     log:
         "logs/fit_stains/{batch}.log",
     conda:
         "../../envs/slides.yaml"
+    threads: 2
+    params:
+        revision=REVISIONS["stain"],
+        section=config["stain"],
+        results=RESULTS,
     script:
         "../scripts/fit_stains.py"
 
@@ -80,13 +80,13 @@ rule prepare_encoder:
         weights=lambda wildcards: ENCODERS[wildcards.encoder]["path"] or [],
     output:
         facts=layout.encoder_facts(RESULTS, "{encoder}"),
-    params:
-        revision=REVISIONS["features"],
-        encoder=lambda wildcards: ENCODERS[wildcards.encoder],
     log:
         "logs/prepare_encoder/{encoder}.log",
     conda:
         "../../envs/torch.yaml"
+    params:
+        revision=REVISIONS["features"],
+        encoder=lambda wildcards: ENCODERS[wildcards.encoder],
     script:
         "../scripts/prepare_encoder.py"
 
@@ -97,19 +97,19 @@ rule embed_tiles:
         facts=rules.prepare_encoder.output.facts,
     output:
         index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
+    log:
+        "logs/embed_tiles/{encoder}/{batch}.log",
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8
+    resources:
+        gpu=1,
     params:
         revision=REVISIONS["features"],
         encoder=lambda wildcards: ENCODERS[wildcards.encoder],
         stain=config["stain"],
         section=config["embedding"],
         results=RESULTS,
-    threads: 8
-    resources:
-        gpu=1,
-    log:
-        "logs/embed_tiles/{encoder}/{batch}.log",
-    conda:
-        "../../envs/torch.yaml"
     script:
         "../scripts/embed_tiles.py"
 
@@ -120,12 +120,12 @@ rule index_features:
         facts=rules.prepare_encoder.output.facts,
     output:
         index=layout.features_index(RESULTS, "{encoder}"),
-    params:
-        revision=REVISIONS["features"],
-        results=RESULTS,
     log:
         "logs/index_features/{encoder}.log",
     conda:
         "../../envs/torch.yaml"
+    params:
+        revision=REVISIONS["features"],
+        results=RESULTS,
     script:
         "../scripts/index_features.py"

@@ -33,7 +33,8 @@ def test_an_exception_leaves_the_old_file(tmp_path):
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path):
     code = (
         "import sys, time\nfrom pipeline.contracts.files import whole_file\n"
-        "with whole_file(sys.argv[1]) as part:\n    part.write_text('half')\n    print('writing', flush=True)\n    time.sleep(60)"
+        "with whole_file(sys.argv[1]) as part:\n    part.write_text('half')\n"
+        "    print('writing', flush=True)\n    time.sleep(60)"
     )
     path = tmp_path / "a.txt"
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)

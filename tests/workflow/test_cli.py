@@ -1,0 +1,93 @@
+"""histoweave init, doctor and clean."""
+
+import pytest
+import yaml
+
+from pipeline.contracts.batches import BatchRow, write_batch
+from pipeline.contracts.cohort import read_cases, read_slides
+from pipeline.contracts.errors import InputError
+from workflow.cli.clean import targets
+from workflow.cli.init import sheet_rows, slide_files
+from workflow.cli.main import main
+
+
+def slides_in(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder
+
+
+def test_init_writes_sheets_that_the_workflow_reads(tmp_path, capsys):
+    folder = slides_in(
+        tmp_path / "in",
+        "TCGA-06-0174-01Z-00-DX1.AB.svs",
+        "TCGA-06-0174-01Z-00-DX2.CD.svs",
+        "b c.ndpi",
+        "x.txt",
+    )
+    assert main(["init", str(folder), "--out", str(tmp_path)]) == 0
+    slides = read_slides(tmp_path / "slides.tsv")
+    assert [(s.slide_id, s.case_id) for s in slides] == [
+        ("TCGA-06-0174-01Z-00-DX1.AB", "TCGA-06-0174"), ("TCGA-06-0174-01Z-00-DX2.CD", "TCGA-06-0174"), ("b_c", "b_c")
+    ]  # fmt: skip
+    assert set(read_cases(tmp_path / "cases.tsv").rows) == {"TCGA-06-0174", "b_c"}
+    assert "b_c" in capsys.readouterr().out
+    assert main(["init", str(folder), "--out", str(tmp_path)]) == 1, "sheets are never overwritten"
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_equal_names_in_two_folders_get_different_ids(tmp_path):
+    folder = slides_in(tmp_path, "a/s.svs", "b/S.svs", "b/t.svs")
+    ids = [row["slide_id"] for row in sheet_rows(slide_files(folder))]
+    assert len({i.casefold() for i in ids}) == 3
+
+
+@pytest.mark.parametrize("name", [None, "x.txt"])
+def test_init_without_slides(tmp_path, name):
+    if name:
+        slides_in(tmp_path / "in", name)
+    with pytest.raises(InputError):
+        slide_files(tmp_path / "in")
+
+
+def test_clean_takes_the_files_of_the_named_slides_and_their_batch(tmp_path):
+    for batch, slides in (("b1", "xy"), ("b2", "z")):
+        write_batch(
+            tmp_path / f"features/enc/_batches/{batch}.tsv",
+            [BatchRow(s, "c", "ok", "features") for s in slides],
+        )
+    slides_in(tmp_path, *(f"features/enc/{m}x/{s}.h5" for m in (20, 10) for s in "xyz"))
+    found = {str(p.relative_to(tmp_path)) for p in targets(tmp_path, "features", ["x"])}
+    assert found == {"features/enc/20x/x.h5", "features/enc/10x/x.h5", "features/enc/_batches/b1.tsv"}
+    assert len(targets(tmp_path, "features")) == 6 + 2
+    with pytest.raises(InputError, match="knows no slide 'w'"):
+        targets(tmp_path, "features", ["w"])
+    with pytest.raises(InputError, match="did you mean 'features'"):
+        targets(tmp_path, "feature")
+    with pytest.raises(InputError, match="not per slide"):
+        targets(tmp_path, "models", ["x"])
+
+
+def test_clean_dry_run_deletes_nothing(tmp_path, capsys):
+    (tmp_path / "models").mkdir()
+    assert main(["clean", "--stage", "models", "--results", str(tmp_path), "--dry-run"]) == 0
+    assert (tmp_path / "models").exists()
+    assert main(["clean", "--stage", "models", "--results", str(tmp_path)]) == 0
+    assert not (tmp_path / "models").exists()
+
+
+def test_doctor_names_what_is_missing_and_its_fix(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor"]) == 1
+    assert "config.yaml does not exist. Fix:" in capsys.readouterr().out
+    (tmp_path / "slides.tsv").write_text("slide_id\tcase_id\tpath\na\tA\tnowhere.svs\n")
+    (tmp_path / "cases.tsv").write_text("case_id\nA\n")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"inputs": {"slides": "slides.tsv", "cases": "cases.tsv"}}))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "1 of 1 slide files missing: a (nowhere.svs)" in out
+    (tmp_path / "nowhere.svs").write_bytes(b"x" * 1000)
+    assert main(["doctor"]) == 0
+    assert "rough estimate" in capsys.readouterr().out
