@@ -1,0 +1,426 @@
+"""Stains: the exact solver against others, planted stains found again, and tiles repainted as promised."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.optimize import nnls
+
+from pipeline.contracts import layout
+from pipeline.contracts.batches import BatchRow
+from pipeline.contracts.errors import FormatError, InputError, SlideError
+from pipeline.contracts.slides import SlideFacts, write_slide_facts
+from pipeline.contracts.stains import StainColours, colours_from, read_stain, write_stain
+from pipeline.contracts.tiles import TileGrid, TileSet, write_tiles
+from pipeline.stain import StainParams, StainStage, read_target
+from pipeline.stain_fit import estimate_white, fit_pixels, implausible, pool_pixels
+from pipeline.stain_separation import (
+    classify_pixels,
+    concentrations,
+    fit_macenko,
+    fit_vahadane,
+    optical_density,
+)
+from pipeline.stain_transfer import BUILTIN_TARGET, apply
+
+FIELDS = Path(__file__).resolve().parents[4] / "shared" / "data" / "he-patches"
+WHITE = np.full(3, 255.0)
+H, E = np.array(BUILTIN_TARGET.matrix)
+
+
+def real_field(name: str) -> np.ndarray:
+    if not (FIELDS / name).exists():
+        pytest.skip(f"real H&E fields are not beside this checkout ({FIELDS})")
+    with Image.open(FIELDS / name) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.degrees(np.arccos(np.clip((np.asarray(a) * np.asarray(b)).sum(axis=1), -1, 1)))
+
+
+def random_matrix(rng: np.random.Generator, spread: float = 0.08) -> np.ndarray:
+    """Stains near H&E, haematoxylin first, at least 12 degrees apart, and not of the colours of ink."""
+    while True:
+        rows = np.abs(np.stack([[0.64, 0.70, 0.31], E]) + rng.normal(0, spread, (2, 3)))
+        rows /= np.sqrt((rows**2).sum(axis=1, keepdims=True))
+        not_ink = (rows[:, 0] < 1.15 * rows[:, 1]).all() and (rows[:, 2] < 0.9 * rows[:, 1]).all()
+        if degrees(rows[:1], rows[1:])[0] > 12 and rows[0, 0] > rows[1, 0] + 0.1 and not_ink:
+            return rows
+
+
+def render(
+    rng: np.random.Generator, matrix: np.ndarray, white: np.ndarray, size: tuple[int, int] = (200, 300)
+) -> np.ndarray:
+    """A field of nuclei (mostly haematoxylin), stroma (mostly eosin), some of both, and glass; uint8."""
+    kind = rng.choice(4, size=size, p=[0.3, 0.45, 0.15, 0.1])
+    strong, weak = rng.gamma(12, 0.1, size), rng.gamma(2, 0.02, size)
+    first = np.choose(kind, [strong, weak, strong * 0.7, 0 * weak])
+    second = np.choose(kind, [weak, strong * 0.8, strong * 0.5, 0 * weak])
+    od = first[..., None] * matrix[0] + second[..., None] * matrix[1]
+    return np.clip(np.rint(white * np.exp(-od) + rng.normal(0, 0.5, (*size, 3))), 0, 255).astype(np.uint8)
+
+
+# --- the solver
+# ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lasso", [0.0, 0.01, 0.3])
+def test_concentrations_are_the_exact_minimum(lasso: float) -> None:
+    """Reference: Lawson-Hanson non-negative least squares on the completed square."""
+    rng = np.random.default_rng()
+    cases = set()
+    for _ in range(12):
+        matrix = rng.random((2, 3))  # rows need not have unit length here
+        od = rng.normal(0.3, 0.8, (60, 3))  # negative densities reach the cases in which a stain is absent
+        found = concentrations(od, matrix, lasso)
+        lower = np.linalg.cholesky(matrix @ matrix.T)
+        wanted = [nnls(lower.T, np.linalg.solve(lower, matrix @ row - lasso))[0] for row in od]
+        np.testing.assert_allclose(found, wanted, atol=1e-8)
+        cases |= {(bool(c[0] > 0), bool(c[1] > 0)) for c in found}
+    assert len(cases) == 4, f"only the cases {cases} were exercised"
+
+
+def test_concentrations_agree_with_spams() -> None:
+    spams = pytest.importorskip("spams")
+    rng = np.random.default_rng()
+    matrix, od = random_matrix(rng), rng.gamma(2, 0.3, (500, 3))
+    theirs = spams.lasso(
+        X=np.asfortranarray(od.T), D=np.asfortranarray(matrix.T), mode=2, lambda1=0.01, pos=True, numThreads=1
+    ).toarray()
+    np.testing.assert_allclose(concentrations(od, matrix), theirs.T, atol=1e-6)
+
+
+def test_optical_density_by_hand() -> None:
+    rgb = np.array([[[240, 120, 0], [255, 240, 24]]], np.uint8)
+    found = optical_density(rgb, np.array([240.0, 240, 240]))
+    np.testing.assert_allclose(found, [[[0, np.log(2), np.log(240)], [0, 0, np.log(10)]]])
+
+
+# --- the fit
+# ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "within"), [("vahadane", 3.0), ("macenko", 6.0)])
+def test_planted_stains_are_found(method: str, within: float) -> None:
+    rng = np.random.default_rng()
+    for _ in range(4):
+        matrix, white = random_matrix(rng), rng.uniform(225, 245) + rng.uniform(-8, 8, 3)
+        field = render(rng, matrix, white)
+        seen, source = estimate_white(field)
+        assert source == "slide" and np.abs(seen - white).max() < 2
+        pixels, _ = pool_pixels([field], seen, 50_000, 0)
+        used, fallback, fit = fit_pixels(pixels, seen, method)
+        assert (used, fallback) == (method, "")
+        assert degrees(fit.matrix, matrix).max() < within, f"{fit.matrix} for {matrix}"
+        np.testing.assert_allclose((fit.matrix**2).sum(axis=1), 1)
+        assert fit.matrix[0, 0] > fit.matrix[1, 0] and (fit.matrix >= 0).all()
+
+
+def test_planted_matrix_does_not_depend_on_the_start_or_the_order_of_pixels() -> None:
+    rng = np.random.default_rng()
+    field = render(rng, random_matrix(rng), WHITE)
+    od = optical_density(field[classify_pixels(field, WHITE).stained], WHITE)
+    one = fit_vahadane(od, np.array(BUILTIN_TARGET.matrix))
+    other = fit_vahadane(rng.permutation(od), np.array([[0.3, 0.9, 0.3], [0.7, 0.5, 0.5]]))
+    assert degrees(one.matrix, other.matrix).max() < 0.05
+
+
+REAL = ["glioma_TCGA-06-0174_GBM.png", "glioma_TCGA-HT-7470_LGG.png", "histolab_high_nuclei.png",
+        "histolab_tcga_lung.png", "tiatoolbox_target.png", "torchstain_source.png",
+        "torchstain_target.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_fields_agree_with_spams(name: str) -> None:
+    """spams as staintools 2.1.2 calls it (lambda 0.1), but for a set number of iterations on one thread; with
+    staintools' own mask, so that the choice of pixels is compared too."""
+    spams = pytest.importorskip("spams")
+    locator = pytest.importorskip("staintools.tissue_masks.luminosity_threshold_tissue_locator")
+    field = real_field(name)
+    mask = locator.LuminosityThresholdTissueLocator.get_tissue_mask(field.copy(), luminosity_threshold=0.8)
+    od = optical_density(field[mask], WHITE)
+    learnt = spams.trainDL(
+        X=np.asfortranarray(od.T), K=2, lambda1=0.1, mode=2, modeD=0, posAlpha=True, posD=True, verbose=False,
+        iter=200, numThreads=1,
+    ).T  # fmt: skip
+    theirs = learnt / np.sqrt((learnt**2).sum(axis=1, keepdims=True))
+    theirs = theirs if theirs[0, 0] > theirs[1, 0] else theirs[::-1]
+    pixels, _ = pool_pixels([field], WHITE, 50_000, 0)
+    method, fallback, ours = fit_pixels(pixels, WHITE, "vahadane")
+    assert (method, fallback) == ("vahadane", "")
+    assert degrees(ours.matrix, theirs).max() < 2
+
+
+@pytest.mark.parametrize("name", ["histolab_green_pen.png", "histolab_green_pen_no_tissue.png"])
+def test_fields_with_ink_take_no_part(name: str) -> None:
+    field = real_field(name)
+    pixels, counts = pool_pixels([field], WHITE, 50_000, 0)
+    assert len(pixels) == 0 and counts["fields_with_ink"] == 1 and counts["ink_fraction"] > 0.05
+    with pytest.raises(SlideError, match="0 stained pixels"):
+        fit_pixels(pixels, WHITE, "vahadane")
+
+
+def test_clean_fields_have_no_ink() -> None:
+    for name in REAL:
+        assert classify_pixels(real_field(name), WHITE).ink.mean() < 0.01, name
+
+
+def test_pixel_classes_by_hand() -> None:
+    rgb = np.array(
+        [[250, 248, 250], [150, 80, 140], [90, 70, 150], [40, 160, 140], [220, 60, 30], [3, 2, 3]], np.uint8
+    )  # glass, eosin, haematoxylin, green pen, red pen, black
+    found = classify_pixels(rgb, WHITE)
+    assert found.stained.tolist() == [False, True, True, False, False, False]
+    assert found.ink.tolist() == [False, False, False, True, True, False]
+    assert found.saturated.tolist() == [False, False, False, False, False, True]
+
+
+def test_pooled_pixels_are_as_many_as_asked_and_the_same_again() -> None:
+    rng = np.random.default_rng()
+    fields = [render(rng, random_matrix(rng), WHITE, (64, 80)) for _ in range(3)]
+    one, counts = pool_pixels(fields, WHITE, 2000, 7)
+    assert one.shape == (2000, 3) and 0.05 < counts["background_fraction"] < 0.2
+    np.testing.assert_array_equal(one, pool_pixels(fields, WHITE, 2000, 7)[0])
+    assert (one != pool_pixels(fields, WHITE, 2000, 8)[0]).any()
+
+
+def test_one_colour_is_refused_in_words() -> None:
+    pixels = np.full((5000, 3), (150, 80, 140), np.uint8)
+    with pytest.raises(
+        SlideError, match=r"vahadane stain fit implausible.*macenko stain fit implausible.*Fix"
+    ):
+        fit_pixels(pixels, WHITE, "vahadane")
+
+
+def test_implausible_vahadane_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng()
+    field = render(rng, random_matrix(rng), WHITE)
+    pixels, _ = pool_pixels([field], WHITE, 20_000, 0)
+    monkeypatch.setattr(
+        "pipeline.stain_fit.fit_vahadane", lambda od, start: replace(fit_macenko(od), angle_degrees=1.0)
+    )
+    method, fallback, _ = fit_pixels(pixels, WHITE, "vahadane")
+    assert method == "macenko" and "vahadane stain fit implausible (1.0 degrees" in fallback
+
+
+def test_plausibility_bounds() -> None:
+    rng = np.random.default_rng()
+    field = render(rng, random_matrix(rng), WHITE)
+    fit = fit_macenko(optical_density(field[classify_pixels(field, WHITE).stained], WHITE))
+    assert implausible(fit) == ""
+    assert "haematoxylin" in implausible(replace(fit, matrix=np.array([[0.1, 0.1, 0.99], fit.matrix[1]])))
+    assert "absent" in implausible(replace(fit, concentrations=np.array([1.0, 0.0])))
+    assert "unexplained" in implausible(replace(fit, residual=0.5))
+    assert "finite" in implausible(replace(fit, concentrations=np.array([1.0, np.nan])))
+
+
+def test_white_without_glass_is_assumed() -> None:
+    field = np.full((50, 60, 3), (150, 80, 140), np.uint8)
+    white, source = estimate_white(field)
+    assert source == "assumed" and white.tolist() == [255, 255, 255]
+
+
+def test_filled_places_do_not_count_as_glass() -> None:
+    field = np.full((100, 60, 3), 255, np.uint8)
+    field[60:, :, :] = (236, 233, 240)
+    assert estimate_white(field)[0].tolist() == [236, 233, 240]
+    assert estimate_white(field[:60])[0].tolist() == [255, 255, 255]
+
+
+# --- repainting
+# ---------------------------------------------------------------------------------------------------
+
+
+def colours(rng: np.random.Generator, white: float = 255) -> StainColours:
+    return colours_from(random_matrix(rng), rng.uniform(1, 2, 2), np.full(3, white))
+
+
+def test_repainting_is_the_written_out_formula() -> None:
+    rng = np.random.default_rng()
+    source, target = colours(rng, 241), colours(rng, 250)
+    rgb = rng.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    coded = concentrations(optical_density(rgb, np.array(source.white)), np.array(source.matrix))
+    coded = coded * np.array(target.concentrations) / np.array(source.concentrations)
+    wanted = np.array(target.white) * np.exp(-coded @ np.array(target.matrix))
+    assert np.abs(apply(rgb, source, target) - wanted).max() < 0.51
+
+
+def test_repainting_agrees_with_staintools_within_a_level() -> None:
+    theirs_of = pytest.importorskip("staintools.miscellaneous.get_concentrations").get_concentrations
+    rng = np.random.default_rng()
+    source, target = colours(rng), colours(rng)
+    rgb = np.maximum(render(rng, np.array(source.matrix), WHITE), 1)
+    coded = theirs_of(rgb.copy(), np.array(source.matrix))
+    coded *= np.array(target.concentrations) / np.array(source.concentrations)
+    theirs = (255 * np.exp(-coded @ np.array(target.matrix))).astype(np.uint8).reshape(rgb.shape)
+    assert np.abs(apply(rgb, source, target).astype(int) - theirs).max() <= 1
+
+
+def test_same_source_and_target_changes_little() -> None:
+    """The sparse term of 0.01 takes at most 0.01 * 255 / e levels; noise beside the stains' plane goes."""
+    rng = np.random.default_rng()
+    own = colours(rng)
+    coded = rng.gamma(2, 0.4, (40, 60, 2)) + 0.02
+    od = coded @ np.array(own.matrix)
+    rgb = np.rint(255 * np.exp(-od)).astype(np.uint8)
+    change = np.abs(apply(rgb, own, own).astype(int) - rgb)[od.max(axis=-1) < 3]
+    assert change.max() <= 3 and change.mean() < 1.5
+
+
+def test_white_stays_white_and_order_of_brightness_is_kept() -> None:
+    rng = np.random.default_rng()
+    source = colours(rng, 238)
+    white = np.array([[[255, 255, 255], [238, 238, 238], [250, 244, 239]]], np.uint8)
+    assert (apply(white, source) == 255).all()
+    dark_to_light = apply(np.repeat(np.arange(1, 256, dtype=np.uint8)[:, None], 3, axis=1), source)
+    assert (np.diff(dark_to_light.astype(int), axis=0) >= 0).all()
+
+
+def test_odd_shapes_and_none() -> None:
+    rng = np.random.default_rng()
+    source = colours(rng)
+    assert apply(np.empty((0, 3), np.uint8), source).shape == (0, 3)
+    one = apply(np.array([120, 60, 140], np.uint8), source)
+    assert one.shape == (3,) and one.dtype == np.uint8
+    stack = rng.integers(0, 256, (3, 70, 90, 3), dtype=np.uint8)
+    painted = apply(stack, source)
+    np.testing.assert_array_equal(painted[1], apply(stack[1], source))
+    np.testing.assert_array_equal(apply(stack[:, ::2, ::-1], source), painted[:, ::2, ::-1])
+    np.testing.assert_array_equal(apply(stack, None), stack)
+
+
+def test_normalising_brings_two_slides_together() -> None:
+    """Refitting a normalised field finds the target's stains and strengths."""
+    rng = np.random.default_rng()
+    white = np.full(3, 244.0)
+    field = render(rng, random_matrix(rng, 0.04), white)
+    _, _, fit = fit_pixels(pool_pixels([field], white, 50_000, 0)[0], white, "vahadane")
+    painted = apply(field, colours_from(fit.matrix, fit.concentrations, white))
+    _, _, again = fit_pixels(pool_pixels([painted], WHITE, 50_000, 0)[0], WHITE, "vahadane")
+    assert degrees(again.matrix, np.array(BUILTIN_TARGET.matrix)).max() < 3
+    np.testing.assert_allclose(again.concentrations, BUILTIN_TARGET.concentrations, rtol=0.15)
+
+
+# --- the stage
+# ----------------------------------------------------------------------------------------------------
+
+
+def make_slide(results: Path, rng: np.random.Generator, matrix: np.ndarray, n_tiles: int = 12) -> None:
+    """One slide s1: a PNG field at 0.4 um/px with tiles of 64 px at 0.5 um/px."""
+    field = render(rng, matrix, np.array([240.0, 243, 238]), (60, 84)).repeat(5, axis=0).repeat(5, axis=1)
+    Image.fromarray(field).save(results / "s1.png")
+    write_slide_facts(
+        layout.slide_facts(results, "s1"),
+        SlideFacts(
+            slide_id="s1", path=str(results / "s1.png"), identity={}, vendor="field", backend="pillow",
+            dimensions=(420, 300), levels=((420, 300, 1.0, 1.0),),
+            um_per_px=(0.4, 0.4), um_per_px_source="sheet",
+            um_per_px_override=0.4, objective=None, bounds=(0, 0, 420, 300), background=(255, 255, 255),
+        ),
+    )  # fmt: skip
+    cell = np.array([(c, r) for r in range(3) for c in range(5)], np.int32)[:n_tiles]
+    pitch = np.array([80.0, 80.0])
+    ones = np.ones(len(cell), np.float32)
+    grid = TileGrid(
+        cell=cell, coords=np.rint(cell * pitch).astype(np.int64), origin=np.zeros(2), pitch=pitch, size_px=64,
+        um_per_px=0.5, achieved_um_per_px=(0.5, 0.5), source_level=0, source_um_per_px=(0.4, 0.4),
+        tissue_fraction=ones, inside_fraction=ones, parent=np.full(len(cell), -1),
+    )  # fmt: skip
+    write_tiles(
+        layout.tiles(results, "s1"),
+        TileSet("s1", {20: grid}, {}, (420, 300), (0.4, 0.4), digest="tiles-digest"),
+    )
+
+
+UPSTREAM = BatchRow("s1", "c1", "ok", "tiles", digest="tiles-digest")
+
+
+def test_stage_fits_finds_and_is_the_same_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    matrix = random_matrix(rng)
+    make_slide(tmp_path, rng, matrix)
+    stage = StainStage(tmp_path, StainParams())
+    digest = stage.digest(UPSTREAM)
+    assert stage.find("s1", digest) is None
+    assert stage.make("s1", digest) == ""
+    path = Path(layout.stain_fit(tmp_path, "s1"))
+    first, fit = path.read_bytes(), read_stain(path)
+    assert degrees(fit.colours.matrix, matrix).max() < 4
+    assert fit.um_per_px == 0.5 and fit.method == "vahadane" and fit.white_source == "slide"
+    np.testing.assert_allclose(fit.colours.white, (240, 243, 238), atol=2)
+    assert stage.find("s1", digest) == "" and stage.find("s1", "other") is None
+    stage.make("s1", digest)
+    assert path.read_bytes() == first
+
+
+def test_damaged_or_foreign_files_are_made_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    make_slide(tmp_path, rng, random_matrix(rng))
+    stage = StainStage(tmp_path, StainParams())
+    stage.make("s1", "d")
+    path = Path(layout.stain_fit(tmp_path, "s1"))
+    whole = path.read_text()
+    for broken in (whole[:200], whole.replace('"format_version": 1', '"format_version": 9'), "{}", ""):
+        path.write_text(broken)
+        assert stage.find("s1", "d") is None
+        with pytest.raises(FormatError):
+            read_stain(path)
+
+
+def test_method_none_says_so_and_reads_no_slide(tmp_path: Path) -> None:
+    stage = StainStage(tmp_path, StainParams(method="none"))
+    stage.make("s1", "d")
+    fit = read_stain(layout.stain_fit(tmp_path, "s1"))
+    assert fit.method == "none" and fit.colours is None
+
+
+def test_digest_follows_the_fit_and_not_the_target(tmp_path: Path) -> None:
+    def digest(**changes: object) -> str:
+        return StainStage(tmp_path, StainParams(**changes)).digest(UPSTREAM)
+
+    assert digest() == digest(target="other.png") != digest(pixels=10_000)
+    assert digest() != digest(method="macenko") != digest(method="none")
+    assert digest(method="none") == digest(method="none", pixels=10_000)
+
+
+@pytest.mark.parametrize("bad", [{"method": "vahadan"}, {"pixels": 3}, {"fields": 0}, {"um_per_px": 50}])
+def test_parameters_name_their_key(bad: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"config.yaml stain.{next(iter(bad))}"):
+        StainParams(**bad)
+
+
+def test_targets(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    assert read_target(StainParams())[0] == BUILTIN_TARGET
+    with pytest.raises(InputError, match="neither builtin nor a file"):
+        read_target(StainParams(target=str(tmp_path / "none.png")))
+    matrix = random_matrix(rng)
+    Image.fromarray(render(rng, matrix, np.full(3, 245.0))).save(tmp_path / "target.png")
+    from_image, image_digest = read_target(StainParams(target=str(tmp_path / "target.png")))
+    assert degrees(from_image.matrix, matrix).max() < 3
+    make_slide(tmp_path, rng, matrix)
+    StainStage(tmp_path, StainParams()).make("s1", "d")
+    json = layout.stain_fit(tmp_path, "s1")
+    from_json, json_digest = read_target(StainParams(target=json))
+    assert from_json == read_stain(json).colours and json_digest != image_digest
+    write_stain(json, replace(read_stain(json), method="none", colours=None))
+    with pytest.raises(InputError, match="method none"):
+        read_target(StainParams(target=json))
+    Image.fromarray(np.full((50, 50, 3), 200, np.uint8)).save(tmp_path / "plain.png")
+    with pytest.raises(InputError, match="cannot be a target"):
+        read_target(StainParams(target=str(tmp_path / "plain.png")))
+
+
+def test_stain_file_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    make_slide(tmp_path, rng, random_matrix(rng))
+    StainStage(tmp_path, StainParams()).make("s1", "d")
+    fit = read_stain(layout.stain_fit(tmp_path, "s1"))
+    write_stain(tmp_path / "again.json", fit)
+    assert read_stain(tmp_path / "again.json") == fit
+    assert asdict(fit)["colours"]["matrix"][0][0] > 0
