@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts.batches import EXCLUDED, FAILED, OK, BatchRow
 from pipeline.contracts.cohort import CaseSheet, Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.files import write_table, write_text
@@ -60,19 +59,6 @@ def join_cohort(
     write_table(table, [f.name for f in fields(Finding)], [asdict(f) for f in findings])
     write_text(page, _page(findings, len(sheet.rows), len(rows), expression is not None))
     return findings
-
-
-def sheet_verdicts(slides: Iterable[Slide], known_cases: Collection[str]) -> dict[str, BatchRow]:
-    """What the sheets alone say of each slide: usable, excluded by the user, or of a case that nobody knows."""
-    verdicts = {}
-    for slide in slides:
-        status, reason = OK, ""
-        if slide.exclude:
-            status, reason = EXCLUDED, slide.exclude
-        elif slide.case_id not in known_cases:
-            status, reason = FAILED, f"case '{slide.case_id}' is not in the clinical sheet"
-        verdicts[slide.slide_id] = BatchRow(slide.slide_id, slide.case_id, status, "cohort", reason)
-    return verdicts
 
 
 def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Finding]:

@@ -1,8 +1,9 @@
 """List the bags of one encoder: the only list that training reads."""
 
+from pipeline.embedding import collect_bags
+
 from pipeline.contracts.batches import read_batch
 from pipeline.contracts.features import write_index
-from pipeline.embedding import collect_bags
 from workflow.job import job
 
 with job(snakemake):

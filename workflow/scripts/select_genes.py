@@ -1,7 +1,8 @@
 """Choose and scale genes on each fold's training cases only."""
 
-from pipeline.contracts.tasks import Task, read_labels
 from pipeline.genes import GeneParams, select_genes_for_folds
+
+from pipeline.contracts.tasks import Task, read_labels
 from workflow.job import job
 
 with job(snakemake):
