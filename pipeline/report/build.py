@@ -25,9 +25,9 @@ HERE = Path(__file__).parent
 def build_report(results: str | Path, out: str | Path, context: ReportContext) -> None:
     """Write ``report.html`` for everything found below `results`.
 
-    The page carries its style and its figures, asks nothing of the network and runs no script. Parts that are absent
-    or damaged are left out and listed under "Skipped, and why"; only thumbnails and stain examples are samples (at
-    most 24 and 6), so the page stays small for a cohort of any size.
+    The page carries its style and its figures, asks nothing of the network and runs no script. Parts that
+    are absent or damaged are left out and listed under "Skipped, and why"; only thumbnails and stain
+    examples are samples (at most 24 and 6), so the page stays small for a cohort of any size.
     """
     run = read_run(Path(results), context)
     sections: dict[str, Any] = {
@@ -44,9 +44,7 @@ def build_report(results: str | Path, out: str | Path, context: ReportContext) -
 
 def render(values: dict[str, Any]) -> str:
     """Fill the template. Everything that comes from data is escaped; an undefined name raises."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
     template = (HERE / "template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(**values, style=style)

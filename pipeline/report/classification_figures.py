@@ -40,9 +40,7 @@ def roc_curves(title: str, labels: Sequence[str], probabilities: Mapping[str, np
         return png(figure)
 
 
-def confusion_matrix(
-    title: str, classes: Sequence[str], labels: Sequence[str], predicted: Sequence[str]
-) -> str:
+def confusion_matrix(title: str, classes: Sequence[str], labels: Sequence[str], predicted: Sequence[str]) -> str:
     """PNG data URI: counts of cases, true class in rows, shaded by the share of the row."""
     position = {name: index for index, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), dtype=int)
@@ -55,9 +53,7 @@ def confusion_matrix(
         axis.imshow(share, cmap=_shades(), vmin=0, vmax=1)
         for row, column in np.ndindex(counts.shape):
             dark = share[row, column] > 0.55
-            axis.text(
-                column, row, counts[row, column], ha="center", va="center", color="white" if dark else INK
-            )
+            axis.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else INK)
         axis.set_xticks(range(len(classes)), classes, rotation=0 if len(classes) < 5 else 60)
         axis.set_yticks(range(len(classes)), classes)
         axis.set(title=title, xlabel="predicted", ylabel="true")

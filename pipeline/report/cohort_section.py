@@ -56,22 +56,14 @@ def _expression_facts(expression: Expression | None) -> dict[str, Any] | None:
         "scale": expression.scale,
         "tumour": int(expression.tumour.sum()),
         "tme": int(expression.tme.sum()),
-        "report": [
-            (key, value)
-            for key, value in sorted(expression.report.items())
-            if value not in ({}, [], "", None)
-        ],
+        "report": [(key, value) for key, value in sorted(expression.report.items()) if value not in ({}, [], "", None)],
         "digest": expression.digest,
     }
 
 
 def _task_row(run: Run, task: Task) -> dict[str, Any]:
     row = {"name": task.name, "kind": task.kind, "labelled": "", "labels": "", "missing": ""}
-    labels = (
-        run.attempt(f"labels of task {task.name}", lambda: read_labels(run.cases, task))
-        if run.cases
-        else None
-    )
+    labels = run.attempt(f"labels of task {task.name}", lambda: read_labels(run.cases, task)) if run.cases else None
     if labels is None:
         return row
     for case, why in list(labels.missing.items())[:LISTED]:

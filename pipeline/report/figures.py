@@ -77,13 +77,11 @@ def intervals(
     highs: list[float],
     reference: float | None,
 ) -> None:
-    """A dot with its interval per row, first row on top, and a dashed line at `reference`. NaN intervals are left out."""
+    """A dot with its interval per row, the first on top, and a dashed line at `reference`; NaN intervals are left out."""
     rows = np.arange(len(names))[::-1]
     for row, value, low, high in zip(rows, values, lows, highs, strict=True):
         if np.isfinite([low, high]).all():
-            axes.plot(
-                [low, high], [row, row], color=COLOURS[0], linewidth=2.2, alpha=0.45, solid_capstyle="round"
-            )
+            axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2.2, alpha=0.45, solid_capstyle="round")
         axes.plot([value], [row], "o", color=COLOURS[0], markersize=6)
     if reference is not None:
         axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)

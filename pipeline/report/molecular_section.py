@@ -14,9 +14,7 @@ def folds_section(run: Run) -> dict[str, Any] | None:
     splits = run.attempt("folds", lambda: read_splits(layout.splits(run.results)))
     if splits is None:
         return None
-    rows = [
-        {"fold": k, **{role: len(splits.cases(k, role)) for role in ROLES}} for k in range(splits.n_folds)
-    ]
+    rows = [{"fold": k, **{role: len(splits.cases(k, role)) for role in ROLES}} for k in range(splits.n_folds)]
     return {
         "rows": rows,
         "roles": ROLES,
@@ -35,9 +33,7 @@ def _genes(run: Run, splits: Splits) -> list[dict[str, Any]]:
         chosen = []
         for fold in range(splits.n_folds):
             path = layout.genes(run.results, task.name, fold)
-            selection = run.attempt(
-                f"genes of task {task.name}, fold {fold}", lambda path=path: read_genes(path)
-            )
+            selection = run.attempt(f"genes of task {task.name}, fold {fold}", lambda path=path: read_genes(path))
             if selection:
                 chosen.append(selection)
         if not chosen:

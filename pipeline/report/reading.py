@@ -22,9 +22,9 @@ SLIDE_STAGES = ("check", "tissue", "tiles", "stain")
 class ReportContext:
     """What the report has to know beside the artefacts.
 
-    `config` is the resolved configuration as plain values, sections as in design section 3; a missing section or key
-    counts as "not asked for". `revisions` maps a stage to its revision. Paths in `config` are relative to the working
-    folder.
+    `config` is the resolved configuration as plain values, sections as in design section 3; a missing
+    section or key counts as "not asked for". `revisions` maps a stage to its revision. Paths in `config`
+    are relative to the working folder.
     """
 
     config: Mapping[str, Any]

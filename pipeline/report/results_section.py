@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.contracts import layout
-from pipeline.contracts.predictions import read_predictions
-from pipeline.contracts.tasks import Task
+from pipeline.contracts.files import read_table
+from pipeline.contracts.predictions import Predictions, left_out_path, read_left_out, read_predictions
+from pipeline.contracts.tasks import SURVIVAL, Task
+from pipeline.contracts.training import FAILED, FoldRow, read_folds
+from pipeline.report.classification_figures import confusion_matrix, roc_curves
+from pipeline.report.figures import drawing, intervals, png
 from pipeline.report.reading import Run
+from pipeline.report.survival_figures import kaplan_meier, split_by_risk
 from pipeline.report.training_figures import training_curves
 
-CHANCE = {"auc": 0.5, "c_index": 0.5}
-METRIC_NAMES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "c_index": "C-index"}
+METRICS_DRAWN = ("auc", "macro_auc", "balanced_accuracy", "c_index")
+NAMES = {"auc": "AUC", "macro_auc": "macro AUC", "balanced_accuracy": "balanced accuracy", "c_index": "C-index"}
 
 
 def results_sections(run: Run) -> list[dict[str, Any]]:
@@ -20,26 +29,111 @@ def results_sections(run: Run) -> list[dict[str, Any]]:
 
 def _task_section(run: Run, task: Task) -> dict[str, Any]:
     experiments = run.context.experiments(task.name)
+    names = [experiment["name"] for experiment in experiments]
     metrics = _table(run, f"metrics of task {task.name}", layout.evaluation(run.results, task.name))
-    differences = _table(
-        run, f"differences of task {task.name}", layout.evaluation(run.results, task.name, "differences")
-    )
-    _failed_folds(run, task, [x["name"] for x in experiments])
-    predictions = {}
-    for experiment in experiments:
-        name = experiment["name"]
-        path = layout.predictions(run.results, task.name, name)
-        found = run.attempt(f"predictions of {task.name}/{name}", lambda path=path: read_predictions(path))
-        if found is not None and len(found):
-            predictions[name] = found
+    differences = layout.evaluation(run.results, task.name, "differences")
+    folds = {name: _folds(run, task.name, name) for name in names}
+    predictions = {name: p for name in names if (p := _predictions(run, task.name, name))}
     return {
         "name": task.name,
         "kind": task.kind,
-        "experiments": [(x["name"], x.get("model", "")) for x in experiments],
-        "metrics": [_metric_row(row) for row in metrics],
-        "metrics_figure": _metrics_figure(metrics),
-        "differences": [_difference_row(row) for row in differences],
+        "experiments": [_experiment_row(x, folds[x["name"]], predictions.get(x["name"])) for x in experiments],
+        "metrics": [_numeric(row) for row in metrics],
+        "metrics_figure": _metrics_figure([_numeric(row) for row in metrics], _chance(task, predictions)),
+        "differences": [_numeric(row) for row in _table(run, f"differences of task {task.name}", differences)],
         "figures": _figures(task, predictions),
-        "curves": training_curves(run, task.name, [x["name"] for x in experiments]),
+        "curves": training_curves(run, task.name, names),
         "level": (run.context.config.get("evaluation") or {}).get("level", 0.95),
     }
+
+
+def _table(run: Run, what: str, path: str) -> list[dict[str, str]]:
+    return run.attempt(what, lambda: read_table(path, ["metric", "value", "low", "high"])) or []
+
+
+def _numeric(row: dict[str, str]) -> dict[str, Any]:
+    """The row with numbers for text where they are numbers, and the metric's usual name."""
+    values: dict[str, Any] = dict(row)
+    for key in ("value", "low", "high"):
+        values[key] = float(row[key]) if row[key] else math.nan
+    return values | {"metric_name": NAMES.get(row["metric"], row["metric"].replace("_", " "))}
+
+
+def _folds(run: Run, task: str, experiment: str) -> list[FoldRow]:
+    path = layout.models_index(run.results, task, experiment)
+    rows = run.attempt(f"training of {task}/{experiment}", lambda: read_folds(path)) or []
+    for row in rows:
+        if row.status == FAILED:
+            run.skip(f"{task}/{experiment}, fold {row.fold}", f"training failed: {row.reason}")
+    return rows
+
+
+def _predictions(run: Run, task: str, experiment: str) -> Predictions | None:
+    path = layout.predictions(run.results, task, experiment)
+    if Path(left_out_path(path)).exists():
+        for case in (
+            run.attempt(f"cases left out of {task}/{experiment}", lambda: read_left_out(left_out_path(path))) or []
+        ):
+            run.skip(f"case {case.case_id} in {task}/{experiment}", case.reason)
+    found = run.attempt(f"predictions of {task}/{experiment}", lambda: read_predictions(path))
+    return found if found and found.rows else None
+
+
+def _experiment_row(experiment: Any, folds: list[FoldRow], predictions: Predictions | None) -> dict[str, Any]:
+    trained = [row for row in folds if row.status != FAILED]
+    return {
+        "name": experiment["name"],
+        "model": experiment.get("model", ""),
+        "mode": "reference" if experiment.get("reference") else "default",
+        "needs": " + ".join(experiment.get("needs") or []),
+        "folds": len(trained),
+        "cases": len(predictions.rows) if predictions else 0,
+        "epochs": ", ".join(f"{row.best_epoch}/{row.epochs}" for row in trained),
+        "seconds": sum(row.seconds for row in trained),
+        "notes": "; ".join(sorted({row.reason for row in trained if row.reason})),
+    }
+
+
+def _chance(task: Task, predictions: dict[str, Predictions]) -> dict[str, float]:
+    classes = max((len(p.classes) for p in predictions.values()), default=2)
+    return {"balanced_accuracy": 1 / max(2, classes)}
+
+
+def _metrics_figure(rows: list[dict[str, Any]], chance: dict[str, float]) -> str:
+    """A panel per metric with a row per experiment; "" when there is nothing to draw."""
+    drawn = [metric for metric in METRICS_DRAWN if any(row["metric"] == metric for row in rows)]
+    if not drawn:
+        return ""
+    longest = max(sum(row["metric"] == metric for row in rows) for metric in drawn)
+    with drawing(4.2 * len(drawn), 0.75 + 0.34 * longest, 1, len(drawn)) as (figure, axes):
+        for axis, metric in zip(axes[0], drawn, strict=True):
+            mine = [row for row in rows if row["metric"] == metric]
+            columns = [[row[key] for row in mine] for key in ("value", "low", "high")]
+            intervals(axis, [row["experiment"] for row in mine], *columns, chance.get(metric, 0.5))
+            axis.set_title(NAMES[metric])
+            lowest = np.nanmin([*columns[0], *columns[1], 0.45])
+            axis.set_xlim(max(0.0, lowest - 0.04), 1.01)
+        return png(figure)
+
+
+def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, str]]:
+    figures = []
+    for name, table in predictions.items():
+        if task.kind == SURVIVAL:
+            known = [row for row in table.rows if row.time is not None and row.event is not None]
+            if known:
+                columns = (
+                    np.array([getattr(r, key) for r in known], float) for key in ("time", "event", "risk", "fold")
+                )
+                uri = kaplan_meier(name, split_by_risk(*columns), task.time_unit)
+                figures.append({"uri": uri, "alt": f"Kaplan-Meier curves by predicted risk, {name}"})
+            continue
+        known = [row for row in table.rows if row.label in table.classes]
+        if known:
+            labels = [row.label for row in known]
+            probabilities = np.array([row.probability for row in known]).T
+            uri = roc_curves(name, labels, dict(zip(table.classes, probabilities, strict=True)))
+            figures.append({"uri": uri, "alt": f"ROC curves, {name}"})
+            uri = confusion_matrix(name, table.classes, labels, [row.predicted for row in known])
+            figures.append({"uri": uri, "alt": f"confusion matrix, {name}"})
+    return figures

@@ -17,8 +17,8 @@ GROUPS = ("lower risk", "higher risk")
 class RiskGroups:
     """Cases split at the median predicted risk of their own fold, since risks of two models share no scale.
 
-    `higher` is bool [cases]; ties with the median go to the lower group. `p_value` is the log-rank test's between the
-    groups, NaN where one of them is empty.
+    `higher` is bool [cases]; ties with the median go to the lower group. `p_value` is the log-rank test's
+    between the groups, NaN where one of them is empty.
     """
 
     time: np.ndarray
@@ -59,20 +59,17 @@ def kaplan_meier(title: str, groups: RiskGroups, time_unit: str) -> str:
             fitter.plot_survival_function(ax=upper, ci_alpha=0.12, color=colour, show_censors=True,
                                           censor_styles={"ms": 4, "marker": "|"})  # fmt: skip
             for t in ticks:
-                lower.text(
-                    t, -row, str(int((groups.time[member] >= t).sum())), ha="center", va="center", fontsize=8
-                )
+                lower.text(t, -row, str(int((groups.time[member] >= t).sum())), ha="center", va="center", fontsize=8)
             lower.text(-0.02, -row, name, ha="right", va="center", fontsize=8, color=colour,
                        transform=lower.get_yaxis_transform())  # fmt: skip
         upper.set(title=title, ylim=(0, 1.02), xlim=(0, end * 1.02), xlabel="", ylabel="share without event")
         upper.set_xticks(ticks)
         upper.legend(loc="lower left")
         if np.isfinite(groups.p_value):
-            upper.text(0.98, 0.97, f"log-rank p = {groups.p_value:.2g}", transform=upper.transAxes, ha="right", va="top",
+            upper.text(0.98, 0.97, f"log-rank p = {groups.p_value:.2g}", transform=upper.transAxes,
+            ha="right", va="top",
                        fontsize=8, color=INK)  # fmt: skip
-        lower.set(
-            xlim=upper.get_xlim(), ylim=(-1.6, 0.6), xlabel=f"time ({time_unit}); above: number at risk"
-        )
+        lower.set(xlim=upper.get_xlim(), ylim=(-1.6, 0.6), xlabel=f"time ({time_unit}); above: number at risk")
         lower.set_yticks([])
         lower.set_xticks([])
         lower.xaxis.label.set_color(MUTED)

@@ -14,13 +14,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out_dir", help="folder to write slides.tsv, cases.tsv, rna.tsv.gz and slides/ to")
     parser.add_argument("--patients", type=int, default=SimulationParams.patients)
     parser.add_argument("--seed", type=int, default=SimulationParams.seed)
-    parser.add_argument(
-        "--size", type=int, default=SimulationParams.size_px, help="mean slide side in pixels"
-    )
+    parser.add_argument("--size", type=int, default=SimulationParams.size_px, help="mean slide side in pixels")
     parser.add_argument("--genes", type=int, default=SimulationParams.genes)
-    parser.add_argument(
-        "--slide-root", default="", help="prefix of slide paths in slides.tsv (default OUT_DIR/slides)"
-    )
+    parser.add_argument("--slide-root", default="", help="prefix of slide paths in slides.tsv (default OUT_DIR/slides)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     params = SimulationParams(options.patients, options.seed, options.size, options.genes)

@@ -35,9 +35,7 @@ class SimulationParams:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
-                raise InputError(
-                    f"simulation {name}", f"{value!r} is not a whole number from {low} to {high}."
-                )
+                raise InputError(f"simulation {name}", f"{value!r} is not a whole number from {low} to {high}.")
 
 
 @dataclass(frozen=True)

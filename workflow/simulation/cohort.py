@@ -65,9 +65,7 @@ def simulate_cohort(out: str | Path, params: SimulationParams, slide_root: str =
     for name, content in _draw(params, root):
         _put(out / name, content)
         files[name] = bytes_digest(out / name)
-    write_json(
-        out / RECORD, KIND, FORMAT_VERSION, {"digest": wanted, "params": asdict(params), "files": files}
-    )
+    write_json(out / RECORD, KIND, FORMAT_VERSION, {"digest": wanted, "params": asdict(params), "files": files})
     return True
 
 
@@ -77,8 +75,7 @@ def _is_complete(out: Path, digest: str) -> bool:
     except (FileNotFoundError, FormatError):
         return False
     return record["digest"] == digest and all(
-        (out / name).is_file() and bytes_digest(out / name) == known
-        for name, known in record["files"].items()
+        (out / name).is_file() and bytes_digest(out / name) == known for name, known in record["files"].items()
     )
 
 
@@ -117,9 +114,7 @@ def slide_bytes(slide: SimulatedSlide, case: SimulatedCase, params: SimulationPa
     image = render_slide(slide, case, size, int(rng.integers(2**31)))
     tagged = None if slide.kind == "untagged" else slide.um_per_px
     downsamples = (2, 4) if number % 2 else (4,)
-    content = pyramid_bytes(
-        image, tagged, downsamples, f"SIMULATED by histoweave, not a patient: {slide.slide_id}"
-    )
+    content = pyramid_bytes(image, tagged, downsamples, f"SIMULATED by histoweave, not a patient: {slide.slide_id}")
     return content[: int(len(content) * TRUNCATED_AT)] if slide.kind == "truncated" else content
 
 
@@ -135,10 +130,7 @@ def _expression(params: SimulationParams, cases: list[SimulatedCase]) -> bytes:
 
 def _case_rows(cases: list[SimulatedCase]) -> list[dict[str, object]]:
     hidden = {"tumour", "tme"}
-    return [
-        {"cohort": "simulated", **{k: v for k, v in asdict(case).items() if k not in hidden}}
-        for case in cases
-    ]
+    return [{"cohort": "simulated", **{k: v for k, v in asdict(case).items() if k not in hidden}} for case in cases]
 
 
 def _slide_row(slide: SimulatedSlide, root: str) -> dict[str, object]:
@@ -166,7 +158,5 @@ def _table(rows: list[dict[str, object]]) -> bytes:
         columns.sort(key=lambda name: name not in ("slide_id", "case_id"))
     text.write("\t".join(columns) + "\n")
     for row in rows:
-        text.write(
-            "\t".join(v if isinstance(v, str) else json.dumps(v) for v in (row[c] for c in columns)) + "\n"
-        )
+        text.write("\t".join(v if isinstance(v, str) else json.dumps(v) for v in (row[c] for c in columns)) + "\n")
     return text.getvalue().encode()

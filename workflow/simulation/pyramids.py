@@ -12,9 +12,7 @@ TILE_PX = 256
 JPEG_QUALITY = 82
 
 
-def pyramid_bytes(
-    image: np.ndarray, um_per_px: float | None, downsamples: tuple[int, ...], description: str
-) -> bytes:
+def pyramid_bytes(image: np.ndarray, um_per_px: float | None, downsamples: tuple[int, ...], description: str) -> bytes:
     """Encode `image` (uint8 [height, width, RGB]) and its area-averaged reductions.
 
     `um_per_px` goes into the resolution tags (pixels per centimetre); None leaves them out. `downsamples`

@@ -38,9 +38,7 @@ def render_slide(slide: SimulatedSlide, case: SimulatedCase, size: tuple[int, in
     h, e = _draw_nuclei(rng, h, e, nuclei, um)
     _draw_lumina(rng, h, e, tissue_map, um)
     h[~tissue], e[~tissue] = 0, 0
-    image = paint(
-        cv2.GaussianBlur(h, (0, 0), 0.35 / um), cv2.GaussianBlur(e, (0, 0), 0.35 / um), BASES[case.site]
-    )
+    image = paint(cv2.GaussianBlur(h, (0, 0), 0.35 / um), cv2.GaussianBlur(e, (0, 0), 0.35 / um), BASES[case.site])
     if slide.kind == "pen":
         _draw_pen(rng, image, um)
     if slide.kind == "blurred":
@@ -74,9 +72,7 @@ def _tissue_shape(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarra
     return np.where(edge < 0.02, -1, inside).astype(np.float32)
 
 
-def _ground(
-    rng: np.random.Generator, tissue: np.ndarray, nest: np.ndarray, um: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _ground(rng: np.random.Generator, tissue: np.ndarray, nest: np.ndarray, um: float) -> tuple[np.ndarray, np.ndarray]:
     """Haematoxylin and eosin (hundredths) of all but nuclei: fibrous stroma and paler, bluish nests."""
     shape = tissue.shape
     grain = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -104,9 +100,7 @@ def _warp(rng: np.random.Generator, fibres: np.ndarray, um: float) -> np.ndarray
     return np.take_along_axis(fibres, rows, axis=0)
 
 
-def _draw_lumina(
-    rng: np.random.Generator, h: np.ndarray, e: np.ndarray, tissue_map: np.ndarray, um: float
-) -> None:
+def _draw_lumina(rng: np.random.Generator, h: np.ndarray, e: np.ndarray, tissue_map: np.ndarray, um: float) -> None:
     """Open white gaps and small vessels with red cells into the tissue, in place."""
     rows, columns = np.nonzero(tissue_map > 0.1)
     if rows.size == 0:
@@ -117,9 +111,7 @@ def _draw_lumina(
         angle = float(rng.uniform(0, 180))
         is_vessel = rng.random() < 0.4
         if is_vessel:
-            cv2.ellipse(
-                e, centre, tuple(a + round(4 / um) for a in axes), angle, 0, 360, 105, -1, cv2.LINE_AA
-            )
+            cv2.ellipse(e, centre, tuple(a + round(4 / um) for a in axes), angle, 0, 360, 105, -1, cv2.LINE_AA)
         cv2.ellipse(e, centre, axes, angle, 0, 360, 150 if is_vessel else 3, -1, cv2.LINE_AA)
         cv2.ellipse(h, centre, axes, angle, 0, 360, 0, -1, cv2.LINE_AA)
 
