@@ -1,0 +1,52 @@
+"""Normalise expression case by case. Nothing here is fitted across cases: no held-out case can leak through it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.contracts.errors import InputError
+
+
+def normalise(
+    raw: np.ndarray, unit: str, target_sum: float, clip: float, cases: list[str], where: str
+) -> tuple[np.ndarray, int]:
+    """Values on the scale of `unit` and the number of values that were clipped.
+
+    ``counts`` and ``expected_counts``: each case scaled to `target_sum`, then natural log(1 + x), by scanpy.
+    ``tpm``, ``fpkm``, ``linear``: natural log(1 + x). ``log2``: kept. ``zscore``: clipped to [-clip, clip].
+
+    Parameters
+    ----------
+    raw : float64 [cases, genes]
+
+    Returns
+    -------
+    float32 [cases, genes], int
+
+    Raises
+    ------
+    InputError for a case whose counts are all zero.
+    """
+    if unit in ("counts", "expected_counts"):
+        return _by_library_size(raw, target_sum, cases, where), 0
+    if unit == "log2":
+        return raw.astype(np.float32), 0
+    if unit == "zscore":
+        return np.clip(raw, -clip, clip).astype(np.float32), int((np.abs(raw) > clip).sum())
+    return np.log1p(raw).astype(np.float32), 0
+
+
+def _by_library_size(raw: np.ndarray, target_sum: float, cases: list[str], where: str) -> np.ndarray:
+    empty = np.flatnonzero(raw.sum(axis=1) == 0)
+    if len(empty):
+        raise InputError(
+            f"{where} sample {cases[empty[0]]}", "every count is 0.", "leave this sample out of the table."
+        )
+    # scanpy compiles with numba and takes seconds to load: only a table of counts pays for it.
+    import anndata
+    import scanpy
+
+    table = anndata.AnnData(X=raw.astype(np.float64))
+    scanpy.pp.normalize_total(table, target_sum=target_sum)
+    scanpy.pp.log1p(table)
+    return np.asarray(table.X, dtype=np.float32)
