@@ -1,4 +1,4 @@
-"""How large is a pixel? The one answer from the sheet, the vendor, the TIFF tags or the text, within sane bounds."""
+"""How large is a pixel? One answer from the sheet, the vendor, the TIFF tags or the text."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def resolve(
 
     Raises
     ------
-    SlideError : nothing found; outside 0.05-40 um/px; x and y more than 5 % apart; um/px times objective outside
-        6-16 um. The last does not stop a value from the sheet: whoever gives one has seen the conflict.
+    SlideError : nothing found; outside 0.05-40 um/px; x and y more than 5 % apart; um/px times objective
+        outside 6-16 um. The last does not stop a value from the sheet: whoever gives one has seen the
+        conflict.
     """
     text = "\n".join(v for k, v in properties.items() if k in ("tiff.ImageDescription", "openslide.comment"))
     objective = objective or _objective_in(text)
@@ -77,9 +78,7 @@ def resolve(
     _check(value, source, where)
     for other, elsewhere in list(found.items())[1:]:
         if max(_factor(value[0], elsewhere[0]), _factor(value[1], elsewhere[1])) > AGREEMENT:
-            warnings.append(
-                f"um per pixel: {source} says {_show(value)} (used), {other} says {_show(elsewhere)}"
-            )
+            warnings.append(f"um per pixel: {source} says {_show(value)} (used), {other} says {_show(elsewhere)}")
     if objective:
         warnings += _check_objective(value, source, objective, where)
     return Resolution(value, source, objective, tuple(warnings))
@@ -91,13 +90,16 @@ def _check(value: tuple[float, float], source: str, where: str) -> None:
             f"{where}: {_show(value)} um per pixel (from {source}) is outside {BOUNDS[0]:g}-{BOUNDS[1]:g}. Fix: {_FIX}"
         )
     if _factor(*value) > MAX_ANISOTROPY:
-        raise SlideError(f"{where}: um per pixel differs by more than 5 % in x and y ({_show(value)}, from {source})."
-                         f" Fix: {_FIX}")  # fmt: skip
+        raise SlideError(
+            f"{where}: um per pixel differs by more than 5 % in x and y ({_show(value)}, from {source}). Fix: {_FIX}"
+        )
 
 
 def _check_objective(value: tuple[float, float], source: str, objective: float, where: str) -> list[str]:
     field = (value[0] + value[1]) / 2 * objective
-    text = f"{_show(value)} um per pixel (from {source}) does not fit the objective {objective:g}x (product {field:.3g},"
+    text = (
+        f"{_show(value)} um per pixel (from {source}) does not fit the objective {objective:g}x (product {field:.3g},"
+    )
     low, high = FIELD_UM
     if not low <= field <= high and source != SHEET:
         raise SlideError(f"{where}: {text} accepted {low:g}-{high:g}). Fix: {_FIX}")
@@ -145,9 +147,7 @@ def _from_text(text: str, properties: Mapping[str, str]) -> tuple[float, float] 
     if match and positive(match[1]):
         return float(match[1]), float(match[1])
     unit = re.search(r"^unit=(\S+)", text, re.M)
-    scale = (
-        _UNIT_UM.get(unit[1].replace("\\u00B5", "µ").lower()) if unit and text.startswith("ImageJ") else None
-    )
+    scale = _UNIT_UM.get(unit[1].replace("\\u00B5", "µ").lower()) if unit and text.startswith("ImageJ") else None
     x, y = positive(properties.get("tiff.XResolution")), positive(properties.get("tiff.YResolution"))
     return (scale / x, scale / y) if scale and x and y else None
 

@@ -20,9 +20,7 @@ from pipeline.contracts.slides import SlideFacts
 from pipeline.resampling import area_average
 from pipeline.resolution import positive, resolve
 
-LEVEL_TOLERANCE = (
-    1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
-)
+LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
 BACKGROUND = (255, 255, 255)  #: put where the file holds no pixels (sparse or outside)
 FIELD_SUFFIXES = (".png", ".jpg", ".jpeg")
 _BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
@@ -51,7 +49,7 @@ class _Backend(Protocol):
     bounds: tuple[int, int, int, int] | None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """uint8 [height, width, 3 or 4] of a region that lies within the level; alpha 0 where there are no pixels."""
+        """uint8 [height, width, 3 or 4] of a region within the level; alpha 0 where there are no pixels."""
 
     def close(self) -> None: ...
 
@@ -59,9 +57,9 @@ class _Backend(Protocol):
 class SlideReader:
     """An open slide.
 
-    Use one reader per thread. `um_per_px` is (x, y) at level 0; `bounds` (x, y, width, height) is the scanned area in
-    level-0 pixels, the whole slide where the vendor gives none. `read` may raise SlideError for a damaged region; the
-    reader stays usable for the others.
+    Use one reader per thread. `um_per_px` is (x, y) at level 0; `bounds` (x, y, width, height) is the scanned
+    area in level-0 pixels, the whole slide where the vendor gives none. `read` may raise SlideError for a
+    damaged region; the reader stays usable for the others.
     """
 
     def __init__(self, path: str | Path, backend: _Backend, um_per_px: float | None) -> None:
@@ -148,8 +146,7 @@ class SlideReader:
         scale : level-0 pixels per pixel of it (x, y), exact
         """
         columns, rows = (
-            max(1, round(side * um / um_per_px))
-            for side, um in zip(self.dimensions, self.um_per_px, strict=True)
+            max(1, round(side * um / um_per_px)) for side, um in zip(self.dimensions, self.um_per_px, strict=True)
         )
         level = self.source_level(um_per_px)
         chosen = self.levels[level]
@@ -163,9 +160,7 @@ class SlideReader:
                 out[top:bottom, left:right] = self._average(level, edges, right - left, bottom - top)
         return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
 
-    def _average(
-        self, level: int, edges: tuple[float, float, float, float], width: int, height: int
-    ) -> np.ndarray:
+    def _average(self, level: int, edges: tuple[float, float, float, float], width: int, height: int) -> np.ndarray:
         """Area average of a rectangle (x0, x1, y0, y1 in pixels of `level`) as ``height x width`` pixels."""
         x, y = math.floor(edges[0]), math.floor(edges[2])
         region = self.read(level, x, y, math.ceil(edges[1]) - x, math.ceil(edges[3]) - y)
@@ -254,10 +249,10 @@ class _OpenSlideBackend:
         self.properties = {key: str(value) for key, value in self._slide.properties.items()}
         self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.sizes = tuple(self._slide.level_dimensions)
-        # The library places regions by its own mean of the two axes, so corners must be converted with that number.
+        # The library places regions by its own mean of both axes: corners must be converted with it.
         self._downsamples = tuple(self._slide.level_downsamples)
         mpp = [positive(self.properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-        # For generic TIFF the library's um/px are the resolution tags, which `resolve` reads and names itself.
+        # For generic TIFF the library's um/px are the resolution tags, which `resolve` reads itself.
         self.mpp = (mpp[0], mpp[1]) if mpp[0] and mpp[1] and self.vendor != "generic-tiff" else None
         self.objective = positive(self.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.bounds = _bounds(self.properties, "openslide")
@@ -312,7 +307,7 @@ class _TiffSlideBackend:
 
 
 class _FieldBackend:
-    """A PNG or JPEG image held in memory; its own resolution tags are print resolutions and count for nothing."""
+    """A PNG or JPEG image held in memory; its resolution tags are for printers and count for nothing."""
 
     name = "pillow"
     vendor = "field"
@@ -326,13 +321,9 @@ class _FieldBackend:
         try:
             with Image.open(path) as image:
                 if image.width * image.height > _MAX_FIELD_PX:
-                    raise SlideError(
-                        f"{path}: too large for a plain image. Fix: convert it to a pyramidal TIFF."
-                    )
+                    raise SlideError(f"{path}: too large for a plain image. Fix: convert it to a pyramidal TIFF.")
                 if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-                    raise SlideError(
-                        f"{path}: image mode {image.mode}, not 8-bit RGB. Fix: save it as 8-bit RGB."
-                    )
+                    raise SlideError(f"{path}: image mode {image.mode}, not 8-bit RGB. Fix: save it as 8-bit RGB.")
                 has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
                 self._pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -350,11 +341,7 @@ def _tiff_properties(path: Path) -> dict[str, str]:
     """Resolution tags and description of the first page, under OpenSlide's names."""
     with tifffile.TiffFile(path) as tiff:
         tags = tiff.pages[0].tags
-        found = (
-            {"tiff.ImageDescription": str(tags["ImageDescription"].value)}
-            if "ImageDescription" in tags
-            else {}
-        )
+        found = {"tiff.ImageDescription": str(tags["ImageDescription"].value)} if "ImageDescription" in tags else {}
         if "ResolutionUnit" in tags:
             found["tiff.ResolutionUnit"] = str(int(tags["ResolutionUnit"].value))
         for name in ("XResolution", "YResolution"):
@@ -365,9 +352,7 @@ def _tiff_properties(path: Path) -> dict[str, str]:
 
 def _bounds(properties: Mapping[str, str], prefix: str) -> tuple[int, int, int, int] | None:
     try:
-        x, y, width, height = (
-            int(properties[f"{prefix}.bounds-{name}"]) for name in ("x", "y", "width", "height")
-        )
+        x, y, width, height = (int(properties[f"{prefix}.bounds-{name}"]) for name in ("x", "y", "width", "height"))
     except (KeyError, ValueError):
         return None
     return x, y, width, height
@@ -392,9 +377,7 @@ def _over_background(pixels: np.ndarray, background: tuple[int, int, int]) -> np
     return np.rint(blended).astype(np.uint8)
 
 
-def _unreadable(
-    path: Path, level: int, x: int, y: int, width: int, height: int, error: Exception
-) -> SlideError:
+def _unreadable(path: Path, level: int, x: int, y: int, width: int, height: int, error: Exception) -> SlideError:
     return SlideError(
         f"{path}: level {level} cannot be decoded at x {x}, y {y} ({width} x {height} px): {error}."
         " Fix: copy the file again from its source."

@@ -32,10 +32,11 @@ class TileGrid:
     achieved_um_per_px : (x, y) of a tile of `size_px` that spans exactly one cell
     source_level : stored level that the pixels are read from
     source_um_per_px : (x, y) of that level
-    tissue_fraction, inside_fraction : float32 [tiles], share of the cell that is tissue, that lies in the scanned area
+    tissue_fraction, inside_fraction : float32 [tiles], share of the cell that is tissue, that lies in the
+        scanned area
     parent : int64 [tiles], row in the next coarser magnification of the file, -1 in the coarsest
-    qc : float32 [tiles] each: `pen`, the share of the cell under ink or pen; `focus`, variance of the Laplacian of
-        brightness (grey levels squared, at the tissue mask's um/px)
+    qc : float32 [tiles] each: `pen`, the share of the cell under ink or pen; `focus`, variance of the
+        Laplacian of brightness (grey levels squared, at the tissue mask's um/px)
     """
 
     cell: np.ndarray
@@ -57,13 +58,13 @@ class TileGrid:
 
     @property
     def upper_left(self) -> np.ndarray:
-        """float64 [tiles, 2], exact upper-left corners (x, y) in level-0 pixels, before rounding to `coords`."""
+        """float64 [tiles, 2], upper-left corners (x, y) in level-0 pixels, before rounding."""
         return self.origin + self.cell * self.pitch
 
 
 @dataclass(frozen=True)
 class TileSet:
-    """All grids of a slide, the finest first. `refused` maps a magnification to its reason; `void` is a verdict."""
+    """All grids of a slide, finest first. `refused` maps a magnification to its reason; `void` a verdict."""
 
     slide_id: str
     magnifications: dict[float, TileGrid]
@@ -125,16 +126,15 @@ def read_tiles(path: str | Path) -> TileSet:
     Raises
     ------
     FileNotFoundError : the slide has not been tiled
-    FormatError : damaged (unequal rows, a value that is not finite, a parent that is not there) or unknown version
+    FormatError : damaged (unequal rows, a value that is not finite, a parent that is not there) or unknown
+        version
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(path)
     try:
         with h5py.File(path, "r") as file:
-            check_version(
-                path, KIND, FORMAT_VERSION, file.attrs.get("kind"), file.attrs.get("format_version")
-            )
+            check_version(path, KIND, FORMAT_VERSION, file.attrs.get("kind"), file.attrs.get("format_version"))
             names = json.loads(file.attrs["magnifications"])
             grids = {plain(m): _read_grid(file[f"{plain(m)}x"]) for m in names}
             tiles = TileSet(
