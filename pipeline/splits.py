@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.cohort import CaseSheet, read_cases
 from pipeline.contracts.errors import InputError, nearest
-from pipeline.contracts.files import write_text
+from pipeline.contracts.files import write_table, write_text
 from pipeline.contracts.splits import COLUMNS, TEST, TRAIN, VAL, SplitRow, Splits, read_splits, write_splits
 from pipeline.contracts.tasks import CLASSIFICATION, Labels, Task, read_labels
 
+logger = logging.getLogger(__name__)
 PATIENT = "patient_id"  #: optional column of the case sheet: rows of one patient stay together
 
 
@@ -73,11 +75,12 @@ class _Unit:
 def make_splits(
     cases: str | Path | CaseSheet,
     params: SplitParams,
-    ledger: str | Path,
+    tasks: Sequence[Task | Mapping[str, Any]],
     out: str | Path,
-    tasks: Sequence[Task | Mapping[str, Any]] = (),
+    notes: str | Path | None = None,
 ) -> list[SplitNote]:
-    """Deal new cases to folds, append them to `ledger`, write the folds of the sheet's cases to `out`.
+    """Deal new cases to folds, append them to the ledger `params.file`, write the folds of the sheet's
+    cases to `out`.
 
     A case gets one role per fold: test in one fold, train or val in the others. New patients are dealt one by one, in
     an order seeded by `params.seed`, to the fold that so far has the fewest cases of the same combination of labels,
@@ -88,6 +91,7 @@ def make_splits(
     ----------
     cases : the clinical sheet; column ``patient_id``, if there is one, groups rows of one patient
     tasks : their labels (for survival, the event) are balanced over the folds
+    notes : table to which the notes are written, columns fold, role, task, problem
 
     Returns
     -------
@@ -102,21 +106,29 @@ def make_splits(
     labels = [read_labels(sheet, task) for task in tasks]
     patients = _patients(sheet)
     sites = _sites(sheet, patients, params)
-    old = read_splits(ledger) if Path(ledger).exists() else Splits(())
+    ledger = Path(params.file)
+    old = read_splits(ledger) if ledger.exists() else Splits(())
     roles = old.roles()
     _check_ledger(str(ledger), roles, patients, sites, params)
     n_new = _deal(sheet, params, roles, patients, sites, _strata(sheet, labels), str(ledger))
     rows = [SplitRow(case, fold, roles[case][fold]) for case in sheet.rows for fold in sorted(roles[case])]
     known = {row.case_id for row in old.rows}
-    _append(Path(ledger), [row for row in rows if row.case_id not in known], bool(old.rows))
+    _append(ledger, [row for row in rows if row.case_id not in known], bool(old.rows))
     write_splits(out, sorted(rows, key=lambda row: (row.fold, row.case_id)))
-    notes = _notes(Splits(tuple(rows)), labels, params)
+    found = _notes(Splits(tuple(rows)), labels, params)
     if old.rows and n_new:
-        notes.insert(0, SplitNote(f"{n_new} new cases were appended to {ledger}."))
+        found.insert(0, SplitNote(f"{n_new} new cases were appended to {ledger}."))
     gone = sorted(known - set(sheet.rows))
     if gone:
-        notes.insert(0, SplitNote(f"{len(gone)} cases of {ledger} are not in the sheet, such as {gone[0]}."))
-    return notes
+        found.insert(0, SplitNote(f"{len(gone)} cases of {ledger} are not in the sheet, such as {gone[0]}."))
+    for note in found:
+        logger.warning(
+            "splits: %s",
+            " ".join(filter(None, (note.task, note.fold and f"fold {note.fold}", note.role, note.problem))),
+        )
+    if notes is not None:
+        write_table(notes, ("fold", "role", "task", "problem"), [asdict(note) for note in found])
+    return found
 
 
 def _patients(sheet: CaseSheet) -> dict[str, str]:

@@ -13,4 +13,5 @@ with job(snakemake):
         labels.cases,
         GeneParams(**snakemake.params.section),
         snakemake.output.genes,
+        snakemake.wildcards.task,
     )
