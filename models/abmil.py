@@ -48,9 +48,7 @@ class TilePool(nn.Module):
         self.width = config.width or features
         self.project: nn.Module = nn.Identity()
         if config.width:
-            self.project = nn.Sequential(
-                nn.Linear(features, config.width), nn.ReLU(), nn.Dropout(config.dropout)
-            )
+            self.project = nn.Sequential(nn.Linear(features, config.width), nn.ReLU(), nn.Dropout(config.dropout))
         self.attention = AttentionPool(self.width, config.hidden, config.gated, config.dropout)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -71,6 +69,7 @@ class Abmil(Model):
 
     def __init__(self, config: AbmilConfig, sizes: Sizes) -> None:
         super().__init__()
+        self.config = config
         self.pool = TilePool(sizes.features, config)
         self.head = nn.Linear(self.pool.width, sizes.outputs)
 

@@ -40,6 +40,7 @@ class Concat(Model):
 
     def __init__(self, config: ConcatConfig, sizes: Sizes) -> None:
         super().__init__()
+        self.config = config
         self.pool = TilePool(sizes.features, config)
         self.embed = nn.Linear(self.pool.width, config.embedding)
         self.genes = SelfNormalisingNetwork(sizes.genes["all"], dropout=config.gene_dropout)

@@ -24,9 +24,7 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     return (weights * losses).sum(), weights.sum()
 
 
-def interval_likelihood(
-    logits: Tensor, interval: Tensor, event: Tensor, alpha: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def interval_likelihood(logits: Tensor, interval: Tensor, event: Tensor, alpha: float = 0.0) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of discrete-time survival as (sum, cases) (subspace specification 7).
 
     With hazards h = sigmoid(logits), S_k = prod_{j <= k}(1 - h_j), S_{-1} = 1: an event in interval y costs

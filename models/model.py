@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.batch import Batch, Outputs, Targets
+from models.survival import Intervals, risk_of_survival, survival_of_hazards
 
 
 class Model(nn.Module):
@@ -20,6 +21,7 @@ class Model(nn.Module):
     gene_groups : the groups of the gene selection that `forward` reads
     Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
+    defaults_by_kind : task kind -> defaults that differ for it
     reference_params : values of `Config` that reproduce the released code; None if there is no reference mode
     fits_itself : True when `fit` replaces the training loop
     """
@@ -29,6 +31,7 @@ class Model(nn.Module):
     gene_groups: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type]
     defaults: ClassVar[dict[str, Any]] = {}
+    defaults_by_kind: ClassVar[dict[str, dict[str, Any]]] = {}
     reference_params: ClassVar[dict[str, Any] | None] = None
     fits_itself: ClassVar[bool] = False
 
@@ -37,3 +40,14 @@ class Model(nn.Module):
 
     def edit_gradients(self, outputs: Outputs, targets: Targets) -> None:
         """Change gradients between the backward pass and the optimiser's step. Most models do not."""
+
+    def outcome(self, logits: Tensor, intervals: Intervals) -> tuple[Tensor, Tensor]:
+        """Survival tasks: risk [samples] and survival [samples, bins] at the end of each interval."""
+        survival = survival_of_hazards(logits)
+        return risk_of_survival(survival), survival
+
+    def fit(
+        self, batch: Batch, targets: Targets, validation: tuple[Batch, Targets] | None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Models that fit themselves: learn from all training samples at once; return history rows and notes."""
+        raise NotImplementedError

@@ -32,9 +32,7 @@ MODELS: dict[str, Entry] = {
 def entry(name: str, where: str = "config.yaml experiments") -> Entry:
     """The entry of a model. Raises InputError for an unknown name, naming the nearest."""
     if name not in MODELS:
-        raise InputError(
-            where, f"unknown model '{name}'{nearest(name, MODELS)}.", f"use one of: {', '.join(MODELS)}."
-        )
+        raise InputError(where, f"unknown model '{name}'{nearest(name, MODELS)}.", f"use one of: {', '.join(MODELS)}.")
     return MODELS[name]
 
 

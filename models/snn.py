@@ -35,6 +35,7 @@ class Snn(Model):
 
     def __init__(self, config: SnnConfig, sizes: Sizes) -> None:
         super().__init__()
+        self.config = config
         self.encoder = SelfNormalisingNetwork(sizes.genes["all"], dropout=config.dropout)
         self.head = nn.Linear(SNN_WIDTHS[-1], sizes.outputs)
 

@@ -39,9 +39,7 @@ class Task:
                 f"use {' or '.join(KINDS)}.",
             )
         needed, foreign = (
-            (("label",), ("time", "event"))
-            if self.kind == CLASSIFICATION
-            else (("time", "event"), ("label",))
+            (("label",), ("time", "event")) if self.kind == CLASSIFICATION else (("time", "event"), ("label",))
         )
         for key in needed:
             if not getattr(self, key):
@@ -166,13 +164,9 @@ def _time(text: str, where: str, unit: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(
-            where, f"'{text}' is not a time.", f"give the number of {unit}, or leave it empty if unknown."
-        )
+        raise InputError(where, f"'{text}' is not a time.", f"give the number of {unit}, or leave it empty if unknown.")
     if value < 0:
-        raise InputError(
-            where, f"the time {text} is negative.", f"give {unit} from a common start, 0 or more."
-        )
+        raise InputError(where, f"the time {text} is negative.", f"give {unit} from a common start, 0 or more.")
     return value
 
 

@@ -1,0 +1,258 @@
+"""Feature bags, expression and outcomes of a cohort, turned into padded batches with masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.batch import Batch, Targets
+from models.survival import Intervals
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.expression import read_expression
+from pipeline.contracts.features import BagRecord, read_bag, read_index
+from pipeline.contracts.genes import GeneSelection
+from pipeline.contracts.tasks import CLASSIFICATION, Labels
+
+CACHE_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class SlideBag:
+    """Tiles of one slide: features float32 [tiles, width], coords int64 [tiles, 2] (x, y) level-0 pixels, cell int64
+    [tiles, 2] (column, row) counted from the slide's first occupied column and row."""
+
+    slide_id: str
+    features: np.ndarray
+    coords: np.ndarray
+    cell: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model sees as one example: a case, or one slide of it when `slide_id` is set."""
+
+    case_id: str
+    slide_id: str | None = None
+
+
+class Cohort:
+    """Inputs of all cases, read on demand. Bags stay in memory up to `cache_bytes`; expression is read once.
+
+    Parameters
+    ----------
+    features_index : index of one encoder, None for models without slides
+    magnification : the bags to take; None for the only one or the coarsest
+    expression : ``expression.h5ad``, None for models without genes
+
+    Raises
+    ------
+    InputError
+        The index holds no bag of the magnification.
+    """
+
+    def __init__(
+        self,
+        features_index: str | Path | None = None,
+        magnification: float | None = None,
+        expression: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._records: dict[str, list[BagRecord]] = {}
+        self.magnification = magnification
+        if features_index is not None:
+            self._read_records(Path(features_index), magnification)
+        self.expression = read_expression(expression) if expression is not None else None
+        self._rna_row = {case: i for i, case in enumerate(self.expression.cases)} if self.expression else {}
+        self._cache: dict[str, SlideBag] = {}
+        self._room = cache_bytes
+
+    def _read_records(self, index: Path, magnification: float | None) -> None:
+        records = read_index(index)
+        known = sorted({record.magnification for record in records})
+        if not known:
+            raise InputError(
+                str(index), "lists no feature bag at all.", "see the reasons in the batch indexes beside it."
+            )
+        chosen = known[0] if magnification is None else float(magnification)
+        if chosen not in known:
+            listed = ", ".join(f"{m:g}" for m in known)
+            raise InputError(
+                str(index), f"has no bag at magnification {chosen:g}; found: {listed}.", "choose one of these."
+            )
+        self.magnification = chosen
+        for record in records:
+            if record.magnification == chosen and record.n_tiles > 0:
+                self._records.setdefault(record.case_id, []).append(record)
+
+    def lacking(self, case_id: str, needs: Iterable[str]) -> str:
+        """Why a case cannot be used by a model that needs these modalities, or ""."""
+        absent = []
+        if "slides" in needs and case_id not in self._records:
+            absent.append("no usable slide" + (f" at {self.magnification:g}x" if self.magnification else ""))
+        if "genes" in needs and case_id not in self._rna_row:
+            absent.append("no RNA")
+        return " and ".join(absent)
+
+    def slide_ids(self, case_id: str) -> tuple[str, ...]:
+        """Slides of a case in the index's order (sorted by slide_id)."""
+        return tuple(record.slide_id for record in self._records.get(case_id, ()))
+
+    def slide_digests(self, case_id: str) -> list[list[str]]:
+        """[slide_id, digest of its bag] of each slide of a case."""
+        return [[record.slide_id, record.digest] for record in self._records.get(case_id, ())]
+
+    def bags(self, case_id: str) -> list[SlideBag]:
+        """All slides of a case. Raises FormatError for a damaged bag."""
+        return [self._bag(record) for record in self._records.get(case_id, ())]
+
+    def _bag(self, record: BagRecord) -> SlideBag:
+        if record.slide_id in self._cache:
+            return self._cache[record.slide_id]
+        bag = read_bag(record.path)
+        cell = bag.cell.astype(np.int64)
+        slide = SlideBag(record.slide_id, bag.features, bag.coords.astype(np.int64), cell - cell.min(axis=0))
+        size = slide.features.nbytes + slide.coords.nbytes + slide.cell.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._cache[record.slide_id] = slide
+        return slide
+
+    def feature_width(self, case_ids: Sequence[str]) -> int:
+        """Number of features per tile, from the first case with a slide; 0 where there is none."""
+        for case_id in case_ids:
+            if case_id in self._records:
+                return self._bag(self._records[case_id][0]).features.shape[1]
+        return 0
+
+    def genes(self, case_ids: Sequence[str], selection: GeneSelection) -> np.ndarray:
+        """Standardised expression, float32 [cases, genes of the selection]. Raises InputError for another unit."""
+        assert self.expression is not None
+        if self.expression.unit != selection.unit:
+            raise InputError(
+                f"genes of task {selection.task}, fold {selection.fold}",
+                f"they were fitted on expression in '{selection.unit}', this table is in '{self.expression.unit}'.",
+                "give expression in the same unit.",
+            )
+        rows = [self._rna_row[case_id] for case_id in case_ids]
+        return selection.apply(self.expression.values[rows], self.expression.symbols)
+
+
+def array_digest(values: np.ndarray) -> str:
+    """SHA-256 of an array's shape, dtype and bytes."""
+    content = f"{values.shape} {values.dtype.str} ".encode() + np.ascontiguousarray(values).tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def fixed_length_rows(tiles: int, length: int) -> np.ndarray:
+    """Rows of an ordered list of `tiles` that make a list of `length`, int64 [length] (subspace specification 2.3).
+
+    A short list is repeated whole and then cut; a long one is thinned evenly, rounding half to even.
+    """
+    steps = np.arange(length)
+    return (steps % tiles if tiles <= length else np.rint(steps * tiles / length)).astype(np.int64)
+
+
+def samples_of(cohort: Cohort, case_ids: Sequence[str], per_slide: bool) -> list[Sample]:
+    """One sample per case, or per slide in reference mode."""
+    if not per_slide:
+        return [Sample(case_id) for case_id in case_ids]
+    return [Sample(case_id, slide_id) for case_id in case_ids for slide_id in cohort.slide_ids(case_id)]
+
+
+class Collator:
+    """Makes batches of samples for one model and fold.
+
+    Parameters
+    ----------
+    cohort : where inputs come from
+    needs : modalities to load, of "slides" and "genes"
+    selection, groups : the fold's genes and the groups of them that the model reads
+    fixed_length : None for all tiles of a case; else each slide is resampled to so many (reference mode)
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        needs: Iterable[str],
+        selection: GeneSelection | None = None,
+        groups: Sequence[str] = (),
+        fixed_length: int | None = None,
+    ) -> None:
+        self.cohort = cohort
+        self.needs = frozenset(needs)
+        self.selection = selection
+        self.groups = tuple(groups)
+        self.fixed_length = fixed_length
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        case_ids = tuple(sample.case_id for sample in samples)
+        count = len(samples)
+        with_slides, with_genes = "slides" in self.needs, "genes" in self.needs
+        batch = Batch(
+            case_ids,
+            has_slides=torch.full((count,), with_slides),
+            has_genes=torch.full((count,), with_genes),
+            **(self._tiles(samples) if with_slides else {}),
+            genes=self._genes(case_ids) if with_genes else {},
+        )
+        return batch
+
+    def _genes(self, case_ids: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        assert self.selection is not None
+        values = self.cohort.genes(case_ids, self.selection)
+        return {group: torch.from_numpy(values[:, self.selection.columns(group)]) for group in self.groups}
+
+    def _tiles(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        bags = [self._bags_of(sample) for sample in samples]
+        longest = max(sum(len(bag.features) for bag in sample) for sample in bags)
+        width = bags[0][0].features.shape[1]
+        shape = (len(samples), longest)
+        features, mask = np.zeros((*shape, width), np.float32), np.zeros(shape, bool)
+        slide, cell, coords = np.full(shape, -1), np.zeros((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)
+        for row, sample in enumerate(bags):
+            start = 0
+            for number, bag in enumerate(sample):
+                if bag.features.shape[1] != width:
+                    raise InputError(
+                        f"features of slide '{bag.slide_id}'",
+                        f"{bag.features.shape[1]} features per tile, but {width} in others of the same encoder.",
+                        "delete the features of this encoder and rerun embed_tiles.",
+                    )
+                here = (row, slice(start, start + len(bag.features)))
+                features[here], mask[here], slide[here] = bag.features, True, number
+                cell[here], coords[here] = bag.cell, bag.coords
+                start += len(bag.features)
+        arrays = {"features": features, "mask": mask, "slide": slide, "cell": cell, "coords": coords}
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def _bags_of(self, sample: Sample) -> list[SlideBag]:
+        bags = [b for b in self.cohort.bags(sample.case_id) if sample.slide_id in (None, b.slide_id)]
+        return [_resampled(bag, self.fixed_length) for bag in bags] if self.fixed_length else bags
+
+
+def _resampled(bag: SlideBag, length: int) -> SlideBag:
+    """Reference mode: tiles by column, then row, repeated or thinned to `length`."""
+    order = np.lexsort((bag.coords[:, 1], bag.coords[:, 0]))
+    rows = order[fixed_length_rows(len(order), length)]
+    return SlideBag(bag.slide_id, bag.features[rows], bag.coords[rows], bag.cell[rows])
+
+
+def targets_of(
+    case_ids: Sequence[str], labels: Labels, classes: Sequence[str] = (), intervals: Intervals | None = None
+) -> Targets:
+    """Targets of samples in order; `classes` and `intervals` are the fold's own."""
+    if labels.task.kind == CLASSIFICATION:
+        code = {name: number for number, name in enumerate(classes)}
+        return Targets(label=torch.tensor([code[labels.label[c]] for c in case_ids], dtype=torch.int64))
+    assert intervals is not None
+    time = np.array([labels.time[c] for c in case_ids], dtype=np.float64)
+    return Targets(
+        interval=torch.from_numpy(intervals.of(time)),
+        time=torch.from_numpy(time),
+        event=torch.tensor([labels.event[c] for c in case_ids], dtype=torch.int64),
+    )

@@ -1,0 +1,166 @@
+"""One fold of one task: its usable cases, and everything that is fitted on its training cases before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from models.batch import Sizes
+from models.checkpoint import selection_values
+from models.data import Cohort, array_digest
+from models.experiment import Experiment
+from models.losses import fit_class_weights
+from models.registry import GENES, SLIDES, model_class
+from models.survival import Intervals, fit_intervals
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.files import digest_of
+from pipeline.contracts.genes import GeneSelection
+from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.splits import TRAIN, VAL, Splits
+from pipeline.contracts.tasks import CLASSIFICATION, Labels
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A fold that is ready to train.
+
+    `train` and `val` are usable cases, sorted. `classes`, `class_weights` and `intervals` come from training cases only.
+    `digest` covers exactly the inputs of the training and validation cases, and never a held-out case.
+    """
+
+    number: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    sizes: Sizes
+    selection: GeneSelection | None
+    classes: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] = ()
+    intervals: Intervals | None = None
+    notes: tuple[str, ...] = field(default=())
+    digest: str = ""
+
+
+def usable_cases(
+    case_ids: Sequence[str], labels: Labels, cohort: Cohort, needs: frozenset[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Cases with a label and every modality needed, and the others with the reason, both in the order given."""
+    known = set(labels.cases)
+    kept, left_out = [], {}
+    for case_id in case_ids:
+        reason = cohort.lacking(case_id, needs)
+        if case_id not in known:
+            reason = labels.missing.get(case_id, "not in the case sheet")
+        if reason:
+            left_out[case_id] = reason
+        else:
+            kept.append(case_id)
+    return kept, left_out
+
+
+def prepare_fold(
+    number: int,
+    experiment: Experiment,
+    labels: Labels,
+    splits: Splits,
+    cohort: Cohort,
+    selection: GeneSelection | None,
+) -> Fold:
+    """Fit what is fitted before training. `experiment` is resolved.
+
+    Raises
+    ------
+    InputError
+        The fold cannot be trained: no usable training case, one class only, no event, an empty gene group.
+    """
+    where = f"task '{labels.task.name}', fold {number}"
+    model = model_class(experiment.model)
+    train, lost_train = usable_cases(splits.cases(number, TRAIN), labels, cohort, model.needs)
+    val, lost_val = usable_cases(splits.cases(number, VAL), labels, cohort, model.needs)
+    if not train:
+        raise InputError(where, f"no training case has what model '{experiment.model}' needs.", _why(lost_train))
+    notes = _left_out_notes({**lost_train, **lost_val})
+    classes: tuple[str, ...] = ()
+    class_weights: tuple[float, ...] = ()
+    intervals = None
+    if labels.task.kind == CLASSIFICATION:
+        classes = tuple(sorted({labels.label[c] for c in train}))
+        if len(classes) < 2:
+            raise InputError(where, f"all {len(train)} training cases are of class '{classes[0]}'.")
+        unseen = [c for c in val if labels.label[c] not in classes]
+        if unseen:
+            notes.append(f"{len(unseen)} validation cases are of a class that no training case has")
+            val = [c for c in val if c not in set(unseen)]
+        codes = np.array([classes.index(labels.label[c]) for c in train])
+        class_weights = tuple(float(w) for w in fit_class_weights(codes, len(classes)))
+    else:
+        time = np.array([labels.time[c] for c in train])
+        event = np.array([labels.event[c] for c in train])
+        if not event.any():
+            raise InputError(where, f"none of the {len(train)} training cases has an event.")
+        intervals = fit_intervals(time, event, experiment.bins)
+        if len(intervals) < experiment.bins:
+            few = f"{len(intervals)} survival interval{'s' * (len(intervals) > 1)} instead of {experiment.bins}"
+            notes.append(f"{few}: {int(event.sum())} training cases with an event")
+    if not val:
+        notes.append("no validation case: the last epoch is kept")
+    sizes = Sizes(
+        features=cohort.feature_width(train) if SLIDES in model.needs else 0,
+        genes=_gene_sizes(selection, model.gene_groups, where),
+        outputs=len(classes) or len(intervals or ()),
+        kind=labels.task.kind,
+    )
+    fold = Fold(number, tuple(train), tuple(val), sizes, selection, classes, class_weights, intervals, tuple(notes))
+    return Fold(**{**vars(fold), "digest": _digest(fold, experiment, labels, cohort)})
+
+
+def _why(left_out: dict[str, str]) -> str:
+    return "; ".join(_left_out_notes(left_out)) or "its training part is empty."
+
+
+def _left_out_notes(left_out: dict[str, str]) -> list[str]:
+    counts: dict[str, int] = {}
+    for reason in left_out.values():
+        counts[reason] = counts.get(reason, 0) + 1
+    return [f"{n} case{'s' * (n > 1)} left out: {reason}" for reason, n in sorted(counts.items())]
+
+
+def _gene_sizes(selection: GeneSelection | None, groups: Sequence[str], where: str) -> dict[str, int]:
+    sizes = {}
+    for group in groups:
+        assert selection is not None
+        sizes[group] = len(selection.groups[group])
+        if not sizes[group]:
+            raise InputError(
+                where,
+                f"the gene selection has no gene of the group '{group}'.",
+                "give gene lists that share symbols with the expression table (config.yaml genes).",
+            )
+    return sizes
+
+
+def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) -> str:
+    settings = {k: v for k, v in asdict(experiment).items() if k != "name"}
+    cases = [*fold.train, *fold.val]
+    outcome = [labels.label.get(c) or [labels.time[c], labels.event[c]] for c in cases]
+    needs = model_class(experiment.model).needs
+    genes = None
+    if GENES in needs:
+        assert fold.selection is not None
+        genes = [selection_values(fold.selection), array_digest(cohort.genes(cases, fold.selection))]
+    slides = [cohort.slide_digests(c) for c in cases] if SLIDES in needs else None
+    return digest_of(
+        "models", REVISIONS["models"], settings, asdict(labels.task), fold.number, fold.train, fold.val,
+        outcome, genes, slides, fold.notes, cohort.magnification,
+    )  # fmt: skip
+
+
+def read_selection(path: Path) -> GeneSelection:
+    """The gene selection of one fold. Raises InputError where the stage left none."""
+    from pipeline.contracts.genes import read_genes
+
+    if not path.exists():
+        raise InputError(str(path), "the genes of this fold do not exist.", "run select_genes, or see its log.")
+    return read_genes(path)

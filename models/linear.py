@@ -1,0 +1,240 @@
+"""Genes alone, linear and regularised: logistic regression or Cox regression, fitted exactly.
+
+The minimiser of a ridge-penalised loss lies in the span of the training cases, so the fit is done in the coordinates of
+the singular vectors: as many unknowns as cases, however many genes there are, and the same solution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from models.batch import Batch, Outputs, Sizes, Targets
+from models.model import Model
+from models.params import check_range
+from models.survival import Intervals, breslow
+from pipeline.contracts.tasks import CLASSIFICATION
+
+STRENGTHS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+STRENGTH = 0.2
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Ridge penalty and class balance.
+
+    Attributes
+    ----------
+    strength : the penalty is ``strength x genes / 2 x |weights|^2`` beside the summed loss of the training cases, so one
+        number suits any number of standardised genes. None chooses it from 0.02 to 5 by the loss of the fold's
+        validation cases
+    balanced : weight classes by the inverse of their frequency among training cases
+    """
+
+    strength: float | None = None
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        if self.strength is not None:
+            check_range("strength", self.strength, 1e-9, 1e9)
+
+
+class Linear(Model):
+    """logits = genes W' + b; for survival one output, the log relative hazard, with Breslow's baseline hazard."""
+
+    name = "linear"
+    needs = frozenset({"genes"})
+    gene_groups = ("all",)
+    Config = LinearConfig
+    defaults: ClassVar = {"epochs": 1, "batch_size": 1, "lr": 1.0, "weight_decay": 0.0, "patience": 0}
+    fits_itself = True
+
+    weight: Tensor
+    bias: Tensor
+    baseline_time: Tensor
+    baseline_hazard: Tensor
+
+    def __init__(self, config: LinearConfig, sizes: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.kind = sizes.kind
+        outputs = sizes.outputs if sizes.kind == CLASSIFICATION else 1
+        self.weight = nn.Parameter(torch.zeros(outputs, sizes.genes["all"], dtype=torch.float64))
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.float64))
+        for name in ("baseline_time", "baseline_hazard"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+
+    def forward(self, batch: Batch) -> Outputs:
+        return Outputs(batch.genes["all"].double() @ self.weight.T + self.bias)
+
+    def outcome(self, logits: Tensor, intervals: Intervals) -> tuple[Tensor, Tensor]:
+        """Risk = log relative hazard; survival = exp(-H_0(t) exp(risk)) at the end of each interval."""
+        risk = logits.squeeze(1)
+        steps = torch.searchsorted(self.baseline_time, torch.tensor(intervals.ends).to(risk), right=True)
+        cumulative = torch.cat([self.baseline_hazard.new_zeros(1), self.baseline_hazard])[steps]
+        return risk, torch.exp(-cumulative[None, :] * risk.exp()[:, None])
+
+    def fit(
+        self, batch: Batch, targets: Targets, validation: tuple[Batch, Targets] | None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Fit on the training cases. Returns history rows and notes."""
+        notes: list[str] = []
+        strengths: tuple[float, ...] = STRENGTHS
+        if self.config.strength is not None:
+            strengths = (self.config.strength,)
+        elif validation is None:
+            strengths = (STRENGTH,)
+            notes.append(f"strength {STRENGTH:g}: there is no validation case to choose it by")
+        training = RowSpace(batch.genes["all"].double().cpu().numpy())
+        rows, losses, states = [], [], []
+        for strength in strengths:
+            self._fit_once(training, targets, strength)
+            loss = self._loss(batch, targets)
+            val_loss = None if validation is None else self._loss(*validation)
+            rows.append({"strength": strength, "loss": loss, "val_loss": val_loss})
+            losses.append(loss if val_loss is None else val_loss)
+            states.append({key: value.clone() for key, value in self.state_dict().items()})
+        best = int(np.argmin(losses))
+        self.load_state_dict(states[best])
+        if len(strengths) > 1:
+            notes.append(f"strength {strengths[best]:g} chosen by the validation loss")
+        return rows, notes
+
+    def _fit_once(self, training: RowSpace, targets: Targets, strength: float) -> None:
+        penalty = strength * len(training.centre)
+        if self.kind == CLASSIFICATION:
+            assert targets.label is not None
+            codes = targets.label.cpu().numpy()
+            scores, bias = fit_logistic(training.scores, codes, penalty, len(self.bias), self.config.balanced)
+            weight = scores @ training.directions
+            bias = bias - weight @ training.centre
+        else:
+            time, event = _outcome(targets)
+            beta = fit_cox(training.scores, time, event, penalty)
+            weight = (beta @ training.directions)[None, :]
+            bias = -weight @ training.centre
+            times, hazard = breslow(training.scores @ beta, time, event)
+            self.baseline_time = torch.from_numpy(times).to(self.weight)
+            self.baseline_hazard = torch.from_numpy(hazard).to(self.weight)
+        with torch.no_grad():
+            self.weight.copy_(torch.from_numpy(weight))
+            self.bias.copy_(torch.from_numpy(bias))
+
+    @torch.no_grad()
+    def _loss(self, batch: Batch, targets: Targets) -> float:
+        """Mean cross-entropy, or the negative log partial likelihood per event (0 without an event)."""
+        logits = self(batch).logits
+        if self.kind == CLASSIFICATION:
+            assert targets.label is not None
+            return float(nn.functional.cross_entropy(logits, targets.label))
+        time, event = _outcome(targets)
+        return cox_loss(logits.squeeze(1).cpu().numpy(), time, event) / max(1, int(event.sum()))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """The baseline has a step per event time of its fold, so take its length from the state."""
+        for name in ("baseline_time", "baseline_hazard"):
+            if prefix + name in state:
+                setattr(self, name, torch.empty_like(state[prefix + name]))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _outcome(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    assert targets.time is not None and targets.event is not None
+    return targets.time.cpu().numpy(), targets.event.cpu().numpy()
+
+
+class RowSpace:
+    """The training cases in the coordinates of their singular vectors.
+
+    Attributes
+    ----------
+    centre : float64 [genes], the mean that was taken off
+    scores : float64 [cases, rank]; directions : float64 [rank, genes]; their product is the centred data
+    """
+
+    def __init__(self, genes: np.ndarray) -> None:
+        self.centre = genes.mean(axis=0)
+        left, scale, right = np.linalg.svd(genes - self.centre, full_matrices=False)
+        kept = scale > 1e-10 * scale.max(initial=1e-300)
+        self.scores, self.directions = left[:, kept] * scale[kept], right[kept]
+
+
+def fit_logistic(
+    x: np.ndarray, codes: np.ndarray, penalty: float, classes: int, balanced: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multinomial logistic regression minimising summed loss + penalty / 2 x |W|^2, intercept free.
+
+    Parameters
+    ----------
+    x : [cases, columns]; codes : int [cases], every class present
+
+    Returns
+    -------
+    weight [classes, columns], bias [classes]; with two classes the first one's row is zero
+    """
+    model = LogisticRegression(
+        C=1 / penalty, class_weight="balanced" if balanced else None, tol=1e-8, max_iter=10_000
+    ).fit(x, codes)
+    if classes == 2:
+        return np.vstack([np.zeros_like(model.coef_), model.coef_]), np.array([0.0, model.intercept_[0]])
+    return model.coef_, model.intercept_
+
+
+def cox_loss(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
+    """Negative log partial likelihood, ties after Breslow, summed over events."""
+    total = 0.0
+    for t in np.unique(time[event == 1]):
+        now = (time == t) & (event == 1)
+        total += now.sum() * _log_sum_exp(risk[time >= t]) - risk[now].sum()
+    return float(total)
+
+
+def _log_sum_exp(values: np.ndarray) -> float:
+    top = values.max()
+    return float(top + np.log(np.exp(values - top).sum()))
+
+
+def fit_cox(x: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 200) -> np.ndarray:
+    """Cox regression minimising the negative log partial likelihood (Breslow ties) + penalty / 2 x |beta|^2.
+
+    Newton's method, with steps halved until the loss falls; the loss is strictly convex, so the minimum is the only one.
+
+    Parameters
+    ----------
+    x : [cases, columns]; time, event : [cases], with at least one event
+
+    Returns
+    -------
+    beta : float64 [columns]
+    """
+    times = np.unique(time[event == 1])
+    at_risk = time[None, :] >= times[:, None]  # [event times, cases]
+    deaths = ((time[None, :] == times[:, None]) & (event == 1)).sum(axis=1)
+
+    def loss(beta: np.ndarray) -> float:
+        return cox_loss(x @ beta, time, event) + penalty / 2 * float(beta @ beta)
+
+    beta = np.zeros(x.shape[1])
+    current = loss(beta)
+    for _ in range(steps):
+        eta = x @ beta
+        share = at_risk * np.exp(eta - eta.max())
+        share /= share.sum(axis=1, keepdims=True)  # each case's part of the hazard at each event time
+        expected = deaths @ share
+        gradient = x.T @ (expected - event) + penalty * beta
+        if np.abs(gradient).max(initial=0.0) <= 1e-9 * max(1.0, penalty):
+            break
+        curvature = (x.T * expected) @ x - (mean := share @ x).T @ (mean * deaths[:, None])
+        step = np.linalg.solve(curvature + penalty * np.eye(len(beta)), gradient)
+        size = 1.0
+        while (proposed := loss(beta - size * step)) > current and size > 1e-10:
+            size /= 2
+        if size <= 1e-10:
+            break
+        beta, current = beta - size * step, proposed
+    return beta

@@ -1,0 +1,176 @@
+"""Predict cases with trained checkpoints: every case by the model that never saw it, or any case by one model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.checkpoint import Checkpoint, read_checkpoint
+from models.data import Cohort, Collator, samples_of
+from models.experiment import Experiment, Inputs
+from models.folds import usable_cases
+from models.metrics import softmax
+from models.model import Model
+from models.train import CHECKPOINT, build_model, fixed_length, open_cohort, use_device
+from pipeline.contracts.errors import FormatError, InputError
+from pipeline.contracts.predictions import (
+    ClassPrediction,
+    LeftOut,
+    SurvivalPrediction,
+    left_out_path,
+    write_class_predictions,
+    write_left_out,
+    write_survival_predictions,
+)
+from pipeline.contracts.splits import TEST, read_splits
+from pipeline.contracts.tasks import CLASSIFICATION, Labels, Task, read_labels
+from pipeline.contracts.training import OK, read_folds
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What one checkpoint says of one case.
+
+    `probability` is [classes] in the order of the checkpoint's classes. For survival, `risk` is higher for an earlier
+    event and `survival` [bins] holds at the ends of the checkpoint's intervals. The other kind's fields are None.
+    """
+
+    case_id: str
+    probability: np.ndarray | None = None
+    risk: float | None = None
+    survival: np.ndarray | None = None
+
+
+def predict_folds(
+    experiment: Experiment,
+    task: Task,
+    inputs: Inputs,
+    models_dir: str | Path,
+    out: str | Path,
+    threads: int = 1,
+    device: str = "auto",
+) -> list[LeftOut]:
+    """Write the out-of-fold predictions of one experiment, and beside them the cases left out, which are returned.
+
+    Reads the checkpoints of the trained folds, the feature bags, the expression and the labels. A class that a fold's
+    training cases lacked gets probability 0 there.
+
+    Raises
+    ------
+    FormatError
+        A checkpoint is not the one that the training index names.
+    """
+    where = use_device(device, threads)
+    inputs.check(experiment)
+    labels = read_labels(inputs.cases, task)
+    splits = read_splits(inputs.splits)
+    cohort = open_cohort(experiment, inputs)
+    rows: list[ClassPrediction | SurvivalPrediction] = []
+    left_out: list[LeftOut] = []
+    known = set(labels.cases)
+    for fold in read_folds(Path(models_dir) / "index.tsv"):
+        held_out = [c for c in splits.cases(fold.fold, TEST) if c in known]
+        if fold.status != OK:
+            left_out += [LeftOut(c, fold.fold, f"fold {fold.fold} was not trained: {fold.reason}") for c in held_out]
+            continue
+        path = Path(models_dir) / f"fold{fold.fold}" / CHECKPOINT
+        checkpoint = read_checkpoint(path)
+        if checkpoint.digest != fold.digest:
+            raise FormatError(f"{path}: not the checkpoint that index.tsv names. Fix: rerun train_model.")
+        outcomes, lost = predict_cases(checkpoint, cohort, held_out, where)
+        left_out += [LeftOut(case_id, fold.fold, reason) for case_id, reason in lost.items()]
+        rows += [_row(outcome, checkpoint, labels) for outcome in outcomes]
+    if task.kind == CLASSIFICATION:
+        write_class_predictions(out, labels.classes, [r for r in rows if isinstance(r, ClassPrediction)])
+    else:
+        write_survival_predictions(out, [r for r in rows if isinstance(r, SurvivalPrediction)])
+    write_left_out(left_out_path(out), left_out)
+    logger.info("%s on %s: %d cases predicted, %d left out", experiment.name, task.name, len(rows), len(left_out))
+    return left_out
+
+
+def predict_cases(
+    checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str], device: torch.device | None = None
+) -> tuple[list[CaseOutcome], dict[str, str]]:
+    """Predict any cases with one checkpoint, one case at a time, so that no case's numbers depend on another.
+
+    A model of single slides (reference mode) gives a case the mean over its slides of probability, risk and survival.
+
+    Returns
+    -------
+    outcomes : of the cases that have what the model needs, in the order given
+    left_out : case_id -> reason, for the others
+    """
+    device = device or torch.device("cpu")
+    _check_widths(checkpoint, cohort, case_ids)
+    model = build_model(checkpoint.experiment, checkpoint).to(device)
+    model.load_state_dict(checkpoint.state)
+    model.eval()
+    length = fixed_length(model)
+    collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length)
+    outcomes, left_out = [], {}
+    for case_id in case_ids:
+        reason = cohort.lacking(case_id, model.needs)
+        if reason:
+            left_out[case_id] = reason
+            continue
+        samples = samples_of(cohort, [case_id], per_slide=length is not None)
+        outcomes.append(_outcome(case_id, model, checkpoint, [collate([s]).to(device) for s in samples]))
+    return outcomes, left_out
+
+
+@torch.no_grad()
+def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, batches: list) -> CaseOutcome:
+    assert not any(module.training for module in model.modules())
+    logits = torch.cat(
+        [model(batch).logits.float() if not model.fits_itself else model(batch).logits for batch in batches]
+    )
+    if checkpoint.intervals is None:
+        return CaseOutcome(case_id, probability=softmax(logits).mean(axis=0))
+    risk, survival = model.outcome(logits.double(), checkpoint.intervals)
+    return CaseOutcome(case_id, risk=float(risk.mean()), survival=survival.mean(dim=0).cpu().numpy())
+
+
+def _check_widths(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
+    found = cohort.feature_width(case_ids)
+    if checkpoint.sizes.features and found and found != checkpoint.sizes.features:
+        raise InputError(
+            f"features for experiment '{checkpoint.experiment.name}'",
+            f"{found} features per tile, but it was trained on {checkpoint.sizes.features}.",
+            "use the features of the encoder that it was trained on.",
+        )
+
+
+def _row(outcome: CaseOutcome, checkpoint: Checkpoint, labels: Labels) -> ClassPrediction | SurvivalPrediction:
+    case_id = outcome.case_id
+    if outcome.probability is not None:
+        given = dict(zip(checkpoint.classes, outcome.probability.tolist(), strict=True))
+        return ClassPrediction(
+            case_id,
+            checkpoint.fold,
+            tuple(given.get(name, 0.0) for name in labels.classes),
+            labels.label[case_id],
+            checkpoint.classes[int(outcome.probability.argmax())],
+            checkpoint.digest,
+        )
+    assert outcome.risk is not None and outcome.survival is not None and checkpoint.intervals is not None
+    return SurvivalPrediction(
+        case_id,
+        checkpoint.fold,
+        outcome.risk,
+        tuple(outcome.survival.tolist()),
+        checkpoint.intervals.ends,
+        labels.time[case_id],
+        labels.event[case_id],
+        checkpoint.digest,
+    )
+
+
+__all__ = ["CaseOutcome", "predict_cases", "predict_folds", "usable_cases"]

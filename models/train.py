@@ -1,0 +1,359 @@
+"""Train one experiment on every fold of a task. One loop for all models; a killed run goes on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.batch import Batch, Targets
+from models.checkpoint import (
+    FORMAT_VERSION,
+    RESUME_KIND,
+    Checkpoint,
+    load,
+    read_checkpoint,
+    saved,
+    write_bytes,
+    write_checkpoint,
+)
+from models.data import Cohort, Collator, Sample, samples_of, targets_of
+from models.experiment import Experiment, Inputs
+from models.folds import Fold, prepare_fold, read_selection
+from models.losses import Objective
+from models.metrics import selection_score
+from models.model import Model
+from models.params import build_config
+from models.registry import GENES, SLIDES, model_class
+from pipeline.contracts.errors import FormatError, HistoweaveError
+from pipeline.contracts.files import write_table
+from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.splits import read_splits
+from pipeline.contracts.tasks import Labels, Task, read_labels
+from pipeline.contracts.training import FAILED, OK, FoldRow, write_folds
+
+__all__ = ["Experiment", "Inputs", "TrainingError", "train_folds"]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "history.tsv"
+LAST = "last.pt"
+
+
+class TrainingError(HistoweaveError):
+    """Training of a fold went wrong; recorded as the fold's reason."""
+
+
+def train_folds(
+    experiment: Experiment,
+    task: Task,
+    inputs: Inputs,
+    out_dir: str | Path,
+    index_path: str | Path,
+    threads: int = 1,
+    device: str = "auto",
+) -> list[FoldRow]:
+    """Train every fold, skip those whose checkpoint verifies, record those that fail, and write the index last.
+
+    Each fold has a folder ``fold{k}`` below `out_dir` with ``checkpoint.pt`` and ``history.tsv``; ``last.pt``, from
+    which a killed run goes on, is removed at the end. A fold that was trained before with the same digest is not
+    trained again.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda", or "auto" for a GPU where there is one
+
+    Raises
+    ------
+    InputError
+        What concerns all folds: a missing input, label column, modality or hyper-parameter.
+    """
+    where = use_device(device, threads)
+    inputs.check(experiment)
+    experiment = experiment.resolved(task.kind)
+    labels = read_labels(inputs.cases, task)
+    splits = read_splits(inputs.splits)
+    cohort = open_cohort(experiment, inputs)
+    rows = []
+    for number in range(splits.n_folds):
+        started = time.monotonic()
+        folder = Path(out_dir) / f"fold{number}"
+        try:
+            needs_genes = GENES in model_class(experiment.model).needs
+            selection = read_selection(inputs.genes_path(number)) if needs_genes else None
+            fold = prepare_fold(number, experiment, labels, splits, cohort, selection)
+            checkpoint = finished(folder, fold.digest)
+            seconds = 0.0
+            if checkpoint is None:
+                checkpoint = train_fold(fold, experiment, labels, cohort, folder, where)
+                seconds = round(time.monotonic() - started, 3)
+            row = FoldRow(
+                number, OK, "; ".join(checkpoint.notes), fold.digest, len(fold.train), len(fold.val),
+                checkpoint.epochs, checkpoint.best_epoch, seconds,
+            )  # fmt: skip
+        except Exception as error:
+            if not isinstance(error, HistoweaveError):
+                logger.exception("%s, fold %d failed unexpectedly", experiment.name, number)
+            reason = str(error) if isinstance(error, HistoweaveError) else f"{type(error).__name__}: {error}"
+            (folder / CHECKPOINT).unlink(missing_ok=True)  # it belongs to other inputs
+            row = FoldRow(number, FAILED, reason, seconds=round(time.monotonic() - started, 3))
+        logger.info("%s on %s: fold %d %s %s", experiment.name, task.name, number, row.status, row.reason)
+        rows.append(row)
+    write_folds(index_path, rows)
+    return rows
+
+
+def use_device(device: str, threads: int) -> torch.device:
+    """Set torch's threads and determinism, and return the device. On a GPU equality is to rounding only."""
+    torch.set_num_threads(max(1, threads))
+    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    torch.use_deterministic_algorithms(chosen.type == "cpu")
+    return chosen
+
+
+def open_cohort(experiment: Experiment, inputs: Inputs) -> Cohort:
+    """The inputs that the experiment's model reads, and no others."""
+    needs = model_class(experiment.model).needs
+    return Cohort(
+        inputs.features_index if SLIDES in needs else None,
+        experiment.magnification,
+        inputs.expression if GENES in needs else None,
+    )
+
+
+def finished(folder: Path, digest: str) -> Checkpoint | None:
+    """The fold's checkpoint if it is whole and was made from exactly these inputs, else None."""
+    if not (folder / CHECKPOINT).exists() or not (folder / HISTORY).exists():
+        return None
+    try:
+        checkpoint = read_checkpoint(folder / CHECKPOINT)
+    except FormatError:
+        return None
+    return checkpoint if checkpoint.digest == digest else None
+
+
+@dataclass
+class Progress:
+    """Where training stands after an epoch: what ``last.pt`` holds beside model, optimiser and random states."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_fold(
+    fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort, folder: Path, device: torch.device
+) -> Checkpoint:
+    """Train one fold from the start, or from its ``last.pt``, and write its history and checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = fold_seed(experiment.seed, fold.number)
+    torch.manual_seed(seed)
+    model = build_model(experiment, fold).to(device)
+    data = FoldData(fold, model, labels, cohort, experiment.batch_size or 1, device)
+    notes = list(fold.notes)
+    if model.fits_itself:
+        validation = data.whole(data.val) if data.val else None
+        history, remarks = model.fit(*data.whole(data.train), validation)
+        notes += remarks
+        rows = [{"epoch": n, **row} for n, row in enumerate(history, start=1)]
+        progress = Progress(1, 1, best_state=model.state_dict(), history=rows)
+    else:
+        progress = run_epochs(model, data, experiment, seed, folder / LAST, device)
+    checkpoint = Checkpoint(
+        experiment, labels.task, fold.number, fold.sizes, fold.classes, fold.class_weights, fold.intervals,
+        fold.selection, cohort.magnification, progress.epoch, progress.best_epoch, tuple(notes),
+        REVISIONS["models"], fold.digest, progress.best_state,
+    )  # fmt: skip
+    columns = list(dict.fromkeys(key for row in progress.history for key in row))
+    write_table(folder / HISTORY, columns, progress.history)
+    write_checkpoint(folder / CHECKPOINT, checkpoint)
+    (folder / LAST).unlink(missing_ok=True)
+    return checkpoint
+
+
+def fold_seed(seed: int, fold: int) -> int:
+    """A seed of its own for every fold, 0 to 2^63 - 1."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{fold}".encode()).digest()[:8], "big") >> 1
+
+
+def build_model(experiment: Experiment, fold: Fold | Checkpoint) -> Model:
+    """The untrained model of a resolved experiment (or of a checkpoint) in the widths of a fold."""
+    model = model_class(experiment.model)
+    return model(build_config(model.Config, experiment.params, experiment.model), fold.sizes)
+
+
+class FoldData:
+    """Batches of one fold's training and validation samples, moved to the device."""
+
+    def __init__(
+        self, fold: Fold, model: Model, labels: Labels, cohort: Cohort, batch_size: int, device: torch.device
+    ) -> None:
+        self.fold, self.labels, self.batch_size, self.device = fold, labels, batch_size, device
+        length = fixed_length(model)
+        self.collate = Collator(cohort, model.needs, fold.selection, model.gene_groups, length)
+        self.train = samples_of(cohort, fold.train, per_slide=length is not None)
+        self.val = samples_of(cohort, fold.val, per_slide=length is not None)
+
+    def whole(self, samples: Sequence[Sample]) -> tuple[Batch, Targets]:
+        """All samples as one batch."""
+        case_ids = [sample.case_id for sample in samples]
+        targets = targets_of(case_ids, self.labels, self.fold.classes, self.fold.intervals)
+        return self.collate(samples).to(self.device), targets.to(self.device)
+
+    def batches(self, samples: Sequence[Sample], order: Sequence[int]) -> Iterator[tuple[Batch, Targets]]:
+        """Batches in `order`; the last one may be smaller, none is dropped."""
+        for start in range(0, len(order), self.batch_size):
+            yield self.whole([samples[i] for i in order[start : start + self.batch_size]])
+
+
+def fixed_length(model: Model) -> int | None:
+    """Tiles per slide in reference mode, None when a sample is a case with all its tiles."""
+    return getattr(model.config, "fixed_length", None)
+
+
+def run_epochs(
+    model: Model, data: FoldData, experiment: Experiment, seed: int, last: Path, device: torch.device
+) -> Progress:
+    """The training loop: Adam, cosine schedule, selection by the validation loss, and a state to go on from."""
+    assert experiment.epochs and experiment.lr is not None and experiment.weight_decay is not None
+    weights = torch.tensor(data.fold.class_weights, device=device) if data.fold.class_weights else None
+    objective = Objective(data.fold.sizes.kind, weights)
+    optimiser = torch.optim.Adam(model.parameters(), lr=experiment.lr, weight_decay=experiment.weight_decay)
+    shuffle = torch.Generator().manual_seed(seed)
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=experiment.precision == "bfloat16" and device.type == "cuda"
+    )
+    progress = resume(last, data.fold.digest, model, optimiser, shuffle, device)
+    while progress.epoch < experiment.epochs and not exhausted(progress, experiment.patience or 0):
+        lr = experiment.lr * (1 + math.cos(math.pi * progress.epoch / experiment.epochs)) / 2
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        order = torch.randperm(len(data.train), generator=shuffle).tolist()
+        with autocast:
+            losses = train_epoch(model, objective, data.batches(data.train, order), optimiser)
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "lr": lr, **losses, "val_loss": None, "val_score": None}
+        if data.val:
+            with autocast:
+                row["val_loss"], row["val_score"] = validate(model, objective, data)
+        for key in ("loss", "val_loss"):
+            if row[key] is not None and not math.isfinite(row[key]):
+                raise TrainingError(f"{key} is {row[key]} in epoch {row['epoch']}: lower lr, or check the inputs.")
+        progress.epoch += 1
+        # Without validation cases the last epoch is kept: training loss must not choose.
+        better = row["val_loss"] is None or row["val_loss"] < progress.best_loss
+        if better:
+            progress.best_epoch, progress.best_loss = progress.epoch, row["val_loss"] or 0.0
+            progress.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        row["best"] = int(better)
+        progress.history.append(row)
+        write_bytes(last, saved(resumable(data.fold.digest, progress, model, optimiser, shuffle, device)))
+        logger.info(
+            "epoch %d of %d: %s", progress.epoch, experiment.epochs, {k: v for k, v in row.items() if v is not None}
+        )
+    return progress
+
+
+def exhausted(progress: Progress, patience: int) -> bool:
+    """True once `patience` epochs have passed without a better validation loss; never for a patience of 0."""
+    return bool(patience) and progress.epoch - progress.best_epoch >= patience
+
+
+def train_epoch(
+    model: Model, objective: Objective, batches: Iterator[tuple[Batch, Targets]], optimiser: torch.optim.Optimizer
+) -> dict[str, float]:
+    """One pass over the training samples. Returns the mean over batches of the total loss and of each of its parts."""
+    model.train()
+    sums: dict[str, float] = {}
+    count = 0
+    for batch, targets in batches:
+        assert model.training
+        outputs = model(batch)
+        total, weight = objective(outputs.logits.float(), targets)
+        parts = {"task_loss": total / weight, **outputs.losses}
+        loss = torch.stack([part.float() for part in parts.values()]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        model.edit_gradients(outputs, targets)
+        optimiser.step()
+        for name, value in {"loss": loss, **parts}.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        count += 1
+    return {name: value / count for name, value in sums.items()}
+
+
+@torch.no_grad()
+def validate(model: Model, objective: Objective, data: FoldData) -> tuple[float, float | None]:
+    """Task loss over all validation samples, and AUC or C-index for the record (None where undefined)."""
+    model.eval()
+    assert not any(module.training for module in model.modules())
+    total, weight, logits = 0.0, 0.0, []
+    for batch, targets in data.batches(data.val, range(len(data.val))):
+        output = model(batch).logits.float()
+        top, bottom = objective(output, targets)
+        total, weight = total + float(top), weight + float(bottom)
+        logits.append(output.cpu())
+    case_ids = [sample.case_id for sample in data.val]
+    targets = targets_of(case_ids, data.labels, data.fold.classes, data.fold.intervals)
+    return total / weight, selection_score(torch.cat(logits), targets)
+
+
+def resumable(
+    digest: str,
+    progress: Progress,
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    shuffle: torch.Generator,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything that the next epoch depends on."""
+    return {
+        "kind": RESUME_KIND,
+        "format_version": FORMAT_VERSION,
+        "digest": digest,
+        "progress": vars(progress),
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "shuffle": shuffle.get_state(),
+        "random": torch.get_rng_state(),
+        "random_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def resume(
+    last: Path,
+    digest: str,
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    shuffle: torch.Generator,
+    device: torch.device,
+) -> Progress:
+    """Load ``last.pt`` if it is whole and of the same inputs; else begin anew."""
+    if not last.exists():
+        return Progress()
+    try:
+        body = load(last, RESUME_KIND)
+    except FormatError as error:
+        logger.warning("%s; training starts anew", error)
+        return Progress()
+    if body["digest"] != digest:
+        return Progress()
+    model.load_state_dict(body["model"])
+    optimiser.load_state_dict(body["optimiser"])
+    shuffle.set_state(body["shuffle"])
+    torch.set_rng_state(body["random"])
+    if device.type == "cuda" and body["random_gpu"] is not None:
+        torch.cuda.set_rng_state(body["random_gpu"], device)
+    progress = Progress(**body["progress"])
+    logger.info("going on after epoch %d", progress.epoch)
+    return progress
