@@ -23,8 +23,10 @@ SMOOTHING_UM = 8.0  # sigma; the same tissue is found whatever the thumbnail's r
 CLOSING_UM = 20.0  # radius; cracks and lumina narrower than twice this belong to the tissue
 MIN_CHROMA = 0.2  # (largest - smallest) / largest optical density of the channels; glass edges and dust have less
 INK_HALO_UM = 30.0
-MIN_INK_MM2 = 0.003
+MIN_INK_MM2 = 0.01
+MIN_INK_PX = 16
 MIN_RED_INK_MM2 = 0.05  # smaller red spots are vessels full of blood
+MIN_FIELD_SHARE = 0.05  # of a small field: a piece this large is kept whatever `min_area_mm2`
 DARK_GREY = 40  # brightest channel below this: black
 OVERLAY_PX = 1200
 
@@ -152,8 +154,9 @@ def _ink(density: np.ndarray, um_per_px: float) -> np.ndarray:
     red_pen = (green > 0.45) & (blue > 0.72 * green) & (red < 0.32 * green)
     black = (density.min(axis=2) > 0.75 * largest) & (largest > 0.5)
     pixel_mm2 = (um_per_px / 1000) ** 2
-    ink = _pieces(cold, MIN_INK_MM2 / pixel_mm2) | _pieces(red_pen, MIN_RED_INK_MM2 / pixel_mm2)
-    ink |= _without_border(_pieces(black, MIN_INK_MM2 / pixel_mm2))
+    smallest = max(MIN_INK_MM2 / pixel_mm2, MIN_INK_PX)
+    smallest_red = max(MIN_RED_INK_MM2 / pixel_mm2, MIN_INK_PX)
+    ink = _pieces(cold, smallest) | _pieces(red_pen, smallest_red) | _without_border(_pieces(black, smallest))
     return _dilated(ink, INK_HALO_UM / um_per_px) if ink.any() else ink
 
 
@@ -168,7 +171,7 @@ def _grown(seeds: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 def _pieces(mask: np.ndarray, min_px: float, connectivity: int = 8) -> np.ndarray:
     """`mask` without pieces smaller than `min_px`."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
     keep = stats[:, cv2.CC_STAT_AREA] >= max(min_px, 1)
     keep[0] = False
     return keep[labels]
@@ -186,12 +189,12 @@ def _without_border(mask: np.ndarray) -> np.ndarray:
 
 def _small_holes(background: np.ndarray, min_px: float) -> np.ndarray:
     """Pieces of `background` below `min_px` that tissue surrounds; what reaches the image's edge is no hole."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(background.astype(np.uint8), connectivity=4)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(background.astype(np.uint8), connectivity=4)
     small = stats[:, cv2.CC_STAT_AREA] < min_px
     for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         small[side] = False
     small[0] = False
-    return small[labels] if count > 1 else np.zeros_like(background, bool)
+    return small[labels]
 
 
 def _dilated(mask: np.ndarray, radius_px: float) -> np.ndarray:
@@ -211,7 +214,9 @@ def _tidy(mask: np.ndarray, ink: np.ndarray, um_per_px: float, params: TissuePar
     )
     pixel_mm2 = (um_per_px / 1000) ** 2
     filled = (closed | _small_holes(~closed, params.min_hole_mm2 / pixel_mm2)) & ~ink
-    return without_diagonals(_pieces(filled, params.min_area_mm2 / pixel_mm2, connectivity=4))
+    # A field of view may be smaller than the smallest piece worth keeping on a whole slide.
+    min_px = min(params.min_area_mm2 / pixel_mm2, MIN_FIELD_SHARE * mask.size)
+    return without_diagonals(_pieces(filled, min_px, connectivity=4))
 
 
 def detection_um_per_px(reader: SlideReader, params: TissueParams) -> float:
