@@ -216,7 +216,7 @@ def _groups(chosen: set[str], signatures: Signatures, both: str) -> dict[str, tu
     if both in ("exclude", "tumour"):
         tme -= shared
     rest = chosen - tumour - tme
-    genes = tuple([*sorted(tumour), *sorted(tme - tumour), *sorted(rest)])
+    genes = (*sorted(tumour), *sorted(tme - tumour), *sorted(rest))
     return {
         "tumour": tuple(gene for gene in genes if gene in tumour),
         "tme": tuple(gene for gene in genes if gene in tme),
@@ -237,11 +237,11 @@ def _refuse_small(
     listed = signatures.tumour if name == "tumour" else signatures.tme
     present = set(listed) & set(expression.symbols)
     source = getattr(params, name)
+    share = "" if params.selection == "all" else f"; top_fraction {params.top_fraction:g} keeps the most variable"
     raise InputError(
         where,
         f"the {name} group ({source}) keeps {len(groups[name])} genes, genes.min_genes is {params.min_genes}:"
-        f" {len(listed)} are listed, {len(present)} of them are in the expression table"
-        f"{'' if params.selection == 'all' else f', and top_fraction {params.top_fraction:g} keeps the most variable'}.",
+        f" {len(listed)} are listed, {len(present)} of them are in the expression table{share}.",
         "check the symbols of the table, raise genes.top_fraction, set genes.selection: all, or give another list.",
     )
 
