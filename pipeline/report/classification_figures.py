@@ -5,39 +5,57 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from sklearn.metrics import roc_curve
 
 from pipeline.report.figures import COLOURS, INK, MUTED, colour, drawing, png
 
+RATES = np.linspace(0, 1, 201)  #: false positive rates at which curves of folds are averaged
 
-def roc_curves(title: str, labels: Sequence[str], probabilities: Mapping[str, np.ndarray]) -> str:
+
+def roc_curves(title: str, labels: Sequence[str], folds: Sequence[int], probabilities: Mapping[str, np.ndarray]) -> str:
     """PNG data URI: one curve per class, that class against the rest; for two classes the second one alone.
+
+    Scores of different folds come from different models and share no scale, so a curve is the mean of the folds' own
+    curves, each weighted by its pairs of a positive and a negative case. Folds are drawn faintly.
 
     Parameters
     ----------
-    labels : true class of each case
+    labels, folds : true class and held-out fold of each case
     probabilities : class -> float [cases]
     """
     classes = list(probabilities)[-1:] if len(probabilities) == 2 else list(probabilities)
-    truth = np.asarray(labels)
-    with drawing(3.3, 3.2) as (figure, axes):
+    truth, fold = np.asarray(labels), np.asarray(folds)
+    with drawing(3.3, 3.3) as (figure, axes):
         axis = axes[0, 0]
         axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for index, name in enumerate(classes):
-            positive = truth == name
-            if positive.any() and not positive.all():
-                false_rate, true_rate, _ = roc_curve(positive, probabilities[name])
-                axis.plot(false_rate, true_rate, color=colour(index), linewidth=1.8, label=name)
+            curves, weights = fold_curves(truth == name, probabilities[name], fold)
+            if len(curves):
+                axis.plot(RATES, curves.T, color=colour(index), linewidth=0.8, alpha=0.3)
+                mean = np.average(curves, axis=0, weights=weights)
+                axis.plot(RATES, mean, color=colour(index), linewidth=1.9, label=name)
         axis.set(
-            title=title,
-            xlim=(0, 1),
-            ylim=(0, 1.01),
-            xlabel="false positive rate",
-            ylabel="true positive rate",
+            title=title, xlim=(-0.01, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate"
         )
         axis.set_aspect("equal")
-        axis.legend(loc="lower right")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="lower right")
         return png(figure)
+
+
+def fold_curves(positive: np.ndarray, score: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True positive rates at `RATES` of folds that have both kinds of case, [folds, rates], and their pairs [folds]."""
+    curves, weights = [], []
+    for k in np.unique(fold):
+        mine = fold == k
+        n_positive = int(positive[mine].sum())
+        pairs = n_positive * int(mine.sum() - n_positive)
+        if pairs:
+            false_rate, true_rate, _ = roc_curve(positive[mine], score[mine], drop_intermediate=False)
+            curves.append(np.interp(RATES, false_rate, true_rate))
+            weights.append(pairs)
+    return np.array(curves).reshape(-1, len(RATES)), np.array(weights)
 
 
 def confusion_matrix(title: str, classes: Sequence[str], labels: Sequence[str], predicted: Sequence[str]) -> str:
@@ -62,7 +80,5 @@ def confusion_matrix(title: str, classes: Sequence[str], labels: Sequence[str], 
         return png(figure)
 
 
-def _shades() -> object:
-    from matplotlib.colors import LinearSegmentedColormap
-
+def _shades() -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("shades", ["#f4f6f8", COLOURS[0]])

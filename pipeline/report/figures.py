@@ -77,7 +77,7 @@ def intervals(
     highs: list[float],
     reference: float | None,
 ) -> None:
-    """A dot with its interval per row, the first on top, and a dashed line at `reference`; NaN intervals are left out."""
+    """A dot with its interval per row, the first on top; a dashed line at `reference`; no bar for a NaN interval."""
     rows = np.arange(len(names))[::-1]
     for row, value, low, high in zip(rows, values, lows, highs, strict=True):
         if np.isfinite([low, high]).all():

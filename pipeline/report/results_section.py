@@ -43,19 +43,20 @@ def _task_section(run: Run, task: Task) -> dict[str, Any]:
         "differences": [_numeric(row) for row in _table(run, f"differences of task {task.name}", differences)],
         "figures": _figures(task, predictions),
         "curves": training_curves(run, task.name, names),
-        "level": (run.context.config.get("evaluation") or {}).get("level", 0.95),
+        "confidence": float(metrics[0]["confidence"]) if metrics else 0.95,
     }
 
 
 def _table(run: Run, what: str, path: str) -> list[dict[str, str]]:
-    return run.attempt(what, lambda: read_table(path, ["metric", "value", "low", "high"])) or []
+    return run.attempt(what, lambda: read_table(path, ["metric", "low", "high", "confidence"])) or []
 
 
 def _numeric(row: dict[str, str]) -> dict[str, Any]:
-    """The row with numbers for text where they are numbers, and the metric's usual name."""
+    """The row with numbers for text where they are numbers, NaN where empty, and the metric's usual name."""
     values: dict[str, Any] = dict(row)
-    for key in ("value", "low", "high"):
-        values[key] = float(row[key]) if row[key] else math.nan
+    for key in ("value", "difference", "low", "high", "confidence"):
+        if key in row:
+            values[key] = float(row[key]) if row[key] else math.nan
     return values | {"metric_name": NAMES.get(row["metric"], row["metric"].replace("_", " "))}
 
 
@@ -132,7 +133,8 @@ def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, 
         if known:
             labels = [row.label for row in known]
             probabilities = np.array([row.probability for row in known]).T
-            uri = roc_curves(name, labels, dict(zip(table.classes, probabilities, strict=True)))
+            folds = [row.fold for row in known]
+            uri = roc_curves(name, labels, folds, dict(zip(table.classes, probabilities, strict=True)))
             figures.append({"uri": uri, "alt": f"ROC curves, {name}"})
             uri = confusion_matrix(name, table.classes, labels, [row.predicted for row in known])
             figures.append({"uri": uri, "alt": f"confusion matrix, {name}"})
