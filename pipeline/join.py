@@ -13,7 +13,8 @@ from pipeline.contracts.cohort import CaseSheet, Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.files import write_table, write_text
 from pipeline.contracts.tasks import Task, read_labels
-from pipeline.expression import ExpressionParams, table_cases
+from pipeline.expression import ExpressionParams
+from pipeline.expression.samples import table_cases
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 STYLE = (

@@ -30,6 +30,7 @@ rule predict_cases:
         trained=rules.train_model.output.index,
     output:
         table=layout.predictions(RESULTS, "{task}", "{experiment}"),
+        left_out=layout.predictions(RESULTS, "{task}", "{experiment}_left_out"),
     log:
         "logs/predict_cases/{task}/{experiment}.log",
     conda:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from models.evaluate import EvaluationParams, evaluate_task
-
 from pipeline.contracts.tasks import Task
 from workflow.job import job
 

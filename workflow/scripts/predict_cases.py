@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from models.predict import predict_folds
-
 from models.train import Experiment, Inputs
 from pipeline.contracts.tasks import Task
 from workflow.job import job

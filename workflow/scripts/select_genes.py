@@ -1,8 +1,7 @@
 """Choose and scale genes on each fold's training cases only."""
 
-from pipeline.genes import GeneParams, select_genes_for_folds
-
 from pipeline.contracts.tasks import Task, read_labels
+from pipeline.genes import GeneParams, select_genes_for_folds
 from workflow.job import job
 
 with job(snakemake):
@@ -13,5 +12,6 @@ with job(snakemake):
         labels.cases,
         GeneParams(**snakemake.params.section),
         snakemake.output.genes,
+        snakemake.wildcards.task,
         snakemake.wildcards.task,
     )
