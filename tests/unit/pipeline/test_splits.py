@@ -203,7 +203,7 @@ def ledger_of(folds, rows):
 
 def test_ledger_with_another_number_of_folds(folds):
     folds.run(cohort(20), folds=4)
-    with pytest.raises(InputError, match="folds 0, 1, 2, 3, splits.folds is 5"):
+    with pytest.raises(InputError, match=r"folds 0, 1, 2, 3, splits\.folds is 5"):
         folds.run(cohort(20), folds=5)
 
 

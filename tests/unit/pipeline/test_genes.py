@@ -1,0 +1,262 @@
+"""Genes of a fold come from its training cases alone, in the promised order, or with one clear error."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.contracts.errors import FormatError, InputError
+from pipeline.contracts.expression import Expression, write_expression
+from pipeline.contracts.genes import read_genes, write_genes
+from pipeline.contracts.splits import SplitRow, write_splits
+from pipeline.genes import GeneParams, select_genes, select_genes_for_folds
+from pipeline.signatures import Signatures
+
+N_CASES, N_GENES = 14, 60
+SYMBOLS = tuple(f"G{i:02d}" for i in range(N_GENES))
+SETS = Signatures(tumour=SYMBOLS[:20] + ("ABSENT",), tme=SYMBOLS[18:40])  # G18 and G19 are in both
+TRAINING = [f"c{i:02d}" for i in range(9)]
+PARAMS = GeneParams(min_genes=1)
+
+
+def table(values, unit="log2"):
+    n_cases, n_genes = values.shape
+    return Expression(
+        cases=tuple(f"c{i:02d}" for i in range(n_cases)),
+        symbols=SYMBOLS[:n_genes],
+        values=values.astype(np.float32),
+        unit=unit,
+        raw=values.astype(np.float32),
+        ensembl=("",) * n_genes,
+        tumour=np.zeros(n_genes, bool),
+        tme=np.zeros(n_genes, bool),
+    )
+
+
+@pytest.fixture
+def values():
+    draw = np.random.default_rng()
+    return draw.normal(6, draw.uniform(0.2, 3, N_GENES), (N_CASES, N_GENES)).clip(0)
+
+
+def choose(values, training=TRAINING, params=PARAMS, unit="log2", sets=SETS):
+    return select_genes(table(values, unit), training, params, "grade", 2, sets)
+
+
+def most_variable(values, symbols, share):
+    variance = {s: values[: len(TRAINING), SYMBOLS.index(s)].astype(np.float32).var() for s in symbols}
+    return set(sorted(symbols, key=lambda s: -variance[s])[: int(np.ceil(share * len(symbols)))])
+
+
+def test_signatures_then_hvg_takes_the_share_of_the_signature_genes(values):
+    found = choose(values, params=replace(PARAMS, top_fraction=0.25))
+    assert set(found.genes) == most_variable(values, SYMBOLS[:40], 0.25)
+
+
+def test_hvg_then_signatures_takes_the_signature_genes_of_the_share(values):
+    found = choose(values, params=replace(PARAMS, top_fraction=0.6, order="hvg_then_signatures"))
+    assert set(found.genes) == most_variable(values, SYMBOLS, 0.6) & set(SYMBOLS[:40])
+
+
+def test_all_keeps_every_signature_gene_of_the_table(values):
+    assert set(choose(values, params=replace(PARAMS, selection="all")).genes) == set(SYMBOLS[:40])
+
+
+@pytest.mark.parametrize(
+    ("both", "tumour", "tme"),
+    [("exclude", 18, 20), ("keep", 20, 22), ("tumour", 20, 20), ("tme", 18, 22)],
+)
+def test_genes_of_both_sets(values, both, tumour, tme):
+    found = choose(values, params=replace(PARAMS, selection="all", both=both))
+    groups = found.groups
+    assert (len(groups["tumour"]), len(groups["tme"]), len(groups["all"])) == (tumour, tme, 40)
+    assert groups["all"] == found.genes
+    assert len(set(found.genes)) == 40
+    for name, group in groups.items():
+        np.testing.assert_array_equal([found.genes[c] for c in found.columns(name)], group)
+
+
+def test_ties_go_to_the_first_symbol(values):
+    values[:] = np.linspace(0, 5, N_CASES)[:, None]  # every gene has the same variance
+    found = choose(values, params=replace(PARAMS, top_fraction=0.1, both="keep"), sets=Signatures(SYMBOLS, SYMBOLS))
+    assert found.genes == SYMBOLS[:6]
+
+
+def test_scaling_is_that_of_the_training_cases(values):
+    found = choose(values, params=replace(PARAMS, selection="all"))
+    columns = [SYMBOLS.index(gene) for gene in found.genes]
+    seen = values.astype(np.float32)[: len(TRAINING), columns].astype(np.float64)
+    np.testing.assert_allclose(found.mean, seen.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std, seen.std(0), rtol=1e-12)
+    order = np.random.default_rng().permutation(N_GENES)
+    scaled = found.apply(values[:, order], [SYMBOLS[i] for i in order])
+    assert scaled.dtype == np.float32
+    assert scaled.shape == (N_CASES, 40)
+    np.testing.assert_allclose(scaled[: len(TRAINING)].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(scaled[: len(TRAINING)].std(0), 1, atol=1e-5)
+
+
+def test_constant_genes_are_floored_and_outliers_clipped(values):
+    values[:9, 3] = 4.0
+    values[9, 3] = 11.0
+    found = choose(values, params=replace(PARAMS, selection="all", clip=6.0))
+    column = found.genes.index("G03")
+    scaled = found.apply(values, SYMBOLS)
+    assert found.std[column] == 0.01
+    assert scaled[0, column] == 0
+    assert scaled[9, column] == 6
+
+
+def test_missing_gene_is_named(values):
+    found = choose(values, params=replace(PARAMS, selection="all"))
+    with pytest.raises(InputError, match=r"1 of 40 selected genes are not in the expression table \(G07"):
+        found.apply(np.delete(values, 7, axis=1), SYMBOLS[:7] + SYMBOLS[8:])
+
+
+def test_zscores_with_hvg_are_refused_and_with_all_taken(values):
+    with pytest.raises(InputError, match=r"z-scores.*same variance.*genes.selection: all"):
+        choose(values - 6, unit="zscore")
+    assert choose(values - 6, unit="zscore", params=replace(PARAMS, selection="all")).unit == "zscore"
+
+
+def test_too_few_genes_name_the_group_and_what_is_missing(values):
+    sets = Signatures(tumour=("ABSENT", "GONE", "G01"), tme=SYMBOLS[20:40])
+    with pytest.raises(InputError, match=r"fold 2: the tumour group .* 3 are listed, 1 of them are in the expression"):
+        choose(values, params=GeneParams(), sets=sets)
+
+
+@pytest.mark.parametrize("training", [[], ["c03"], ["c03", "c03"]])
+def test_too_few_training_cases(values, training):
+    with pytest.raises(InputError, match="training case"):
+        choose(values, training=training)
+
+
+def test_seurat_flavour_is_scanpys_on_the_training_cases(values):
+    import anndata
+    import scanpy
+
+    values = np.random.default_rng(3).gamma(2, 1, (N_CASES, N_GENES))
+    found = choose(values, params=replace(PARAMS, flavour="seurat", top_fraction=0.2, order="hvg_then_signatures"))
+    seen = anndata.AnnData(X=values[: len(TRAINING)].astype(np.float32).astype(np.float64))
+    seen.uns["log1p"] = {"base": 2}
+    theirs = scanpy.pp.highly_variable_genes(seen, flavor="seurat", n_top_genes=12, inplace=False)
+    expected = {s for s, keep in zip(SYMBOLS, theirs["highly_variable"], strict=True) if keep}
+    assert set(found.genes) == expected & set(SYMBOLS[:40])
+
+
+def test_seurat_flavour_refuses_negative_logarithms(values):
+    with pytest.raises(InputError, match="negative logarithms"):
+        choose(values - 20, params=replace(PARAMS, flavour="seurat"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"selection": "hgv"}, "did you mean 'hvg'"),
+        ({"order": "random"}, "genes.order"),
+        ({"top_fraction": 0}, "genes.top_fraction"),
+        ({"top_fraction": 1.5}, "genes.top_fraction"),
+        ({"min_genes": 0}, "genes.min_genes"),
+        ({"std_floor": 0}, "genes.std_floor"),
+        ({"clip": float("nan")}, "genes.clip"),
+    ],
+)
+def test_bad_parameters_name_their_key(change, message):
+    with pytest.raises(InputError, match=message):
+        GeneParams(**change)
+
+
+def test_digest_follows_training_values_ids_and_parameters(values):
+    base = choose(values).digest
+    changed = values.copy()
+    changed[2, 50] += 0.5  # a gene outside the sets counts too: it takes part in hvg_then_signatures
+    assert choose(changed).digest != base
+    assert choose(values, training=TRAINING[:-1]).digest != base
+    assert choose(values, params=replace(PARAMS, clip=9.0)).digest != base
+    assert choose(values, training=TRAINING[::-1]).digest == base
+
+
+def leaky(expression, training_cases, params, task, fold, signatures=None):
+    """The mistake that the leakage test must catch: genes chosen on every case of the table."""
+    return select_genes(expression, expression.cases, params, task, fold, signatures)
+
+
+def artefacts(folder, values, selector):
+    """Bytes of the gene files of two folds for a table; c09 ... c13 are held out of fold 0."""
+    folder.mkdir()
+    write_expression(folder / "e.h5ad", table(values))
+    rows = []
+    for i in range(N_CASES):
+        case = f"c{i:02d}"
+        rows += [
+            SplitRow(case, 0, "train" if i < 9 else "val" if i < 11 else "test"),
+            SplitRow(case, 1, "test" if i < 7 else "train"),
+        ]
+    write_splits(folder / "s.tsv", rows)
+    lists = folder.parent / "lists.tsv"
+    lists.write_text(
+        "symbol\tset\n" + "".join(f"{s}\ttumour\n" for s in SYMBOLS[:20]) + "".join(f"{s}\ttme\n" for s in SYMBOLS[20:])
+    )
+    params = replace(PARAMS, tumour=str(lists), tme=str(lists))
+    out = [folder / "fold0.json", folder / "fold1.json"]
+    labelled = [f"c{i:02d}" for i in range(N_CASES) if i != 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.genes.select_genes", selector)
+        select_genes_for_folds(folder / "e.h5ad", folder / "s.tsv", labelled, params, out, "grade")
+    return [path.read_bytes() for path in out]
+
+
+def replace_held_out(values):
+    """Other RNA for every case that fold 0 does not train on, the unlabelled one included."""
+    other = values.copy()
+    held_out = [4, *range(9, N_CASES)]
+    other[held_out] = np.random.default_rng().uniform(0, 15, (len(held_out), N_GENES))
+    return other
+
+
+def test_other_rna_of_held_out_cases_leaves_the_file_byte_identical(tmp_path, values):
+    before = artefacts(tmp_path / "a", values, select_genes)
+    after = artefacts(tmp_path / "b", replace_held_out(values), select_genes)
+    assert before[0] == after[0]
+    assert before[1] != after[1]  # fold 1 trains on some of them: the test can fail
+    assert json.loads(before[0])["n_training"] == 8
+
+
+def test_the_leakage_test_catches_a_leaky_selector(tmp_path, values):
+    before = artefacts(tmp_path / "a", values, leaky)
+    after = artefacts(tmp_path / "b", replace_held_out(values), leaky)
+    assert before[0] != after[0]
+
+
+def test_number_of_folds_must_agree(tmp_path, values):
+    artefacts(tmp_path / "a", values, select_genes)
+    with pytest.raises(InputError, match="2 folds, expected 3"):
+        select_genes_for_folds(
+            tmp_path / "a" / "e.h5ad", tmp_path / "a" / "s.tsv", ["c01"], PARAMS, ["x", "y", "z"], "grade"
+        )
+
+
+def test_round_trip_and_damage(tmp_path, values):
+    found = choose(values)
+    path = tmp_path / "fold2.json"
+    write_genes(path, found)
+    again = read_genes(path)
+    np.testing.assert_array_equal(again.apply(values, SYMBOLS), found.apply(values, SYMBOLS))
+    assert (again.genes, again.groups, again.digest, again.params) == (
+        found.genes, found.groups, found.digest, dict(found.params),
+    )  # fmt: skip
+    body = json.loads(path.read_text())
+    for damage in (
+        {"format_version": 99},
+        {"mean": body["mean"][:-1]},
+        {"std": [0.0] * len(body["std"])},
+        {"groups": {**body["groups"], "tme": ["UNKNOWN"]}},
+    ):
+        path.write_text(json.dumps({**body, **damage}))
+        with pytest.raises(FormatError):
+            read_genes(path)
+    del body["groups"]
+    path.write_text(json.dumps(body))
+    with pytest.raises(FormatError, match="incomplete"):
+        read_genes(path)
