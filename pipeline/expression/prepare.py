@@ -121,7 +121,7 @@ def prepare_expression(
     expression = Expression(**{**vars(expression), "revision": REVISIONS["expression"], "digest": digest})
     write_expression(out, expression)
     for key, value in expression.report.items():
-        logger.info("expression: %s: %s", key, value)
+        logger.info("expression: %s: %s", key, f"{len(value)}" if isinstance(value, list) else value)
     return dict(expression.report)
 
 

@@ -13,5 +13,4 @@ with job(snakemake):
         GeneParams(**snakemake.params.section),
         snakemake.output.genes,
         snakemake.wildcards.task,
-        snakemake.wildcards.task,
     )
