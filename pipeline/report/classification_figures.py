@@ -8,13 +8,15 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from sklearn.metrics import roc_curve
 
-from pipeline.report.figures import COLOURS, INK, MUTED, colour, drawing, png
+from pipeline.report.figures import COLOURS, INK, MUTED, Picture, colour, drawing, png
 
 RATES = np.linspace(0, 1, 201)  #: false positive rates at which curves of folds are averaged
 
 
-def roc_curves(title: str, labels: Sequence[str], folds: Sequence[int], probabilities: Mapping[str, np.ndarray]) -> str:
-    """PNG data URI: one curve per class, that class against the rest; for two classes the second one alone.
+def roc_curves(
+    title: str, labels: Sequence[str], folds: Sequence[int], probabilities: Mapping[str, np.ndarray]
+) -> Picture:
+    """Picture: one curve per class, that class against the rest; for two classes the second one alone.
 
     Scores of different folds come from different models and share no scale, so a curve is the mean of the folds' own
     curves, each weighted by its pairs of a positive and a negative case. Folds are drawn faintly.
@@ -58,8 +60,8 @@ def fold_curves(positive: np.ndarray, score: np.ndarray, fold: np.ndarray) -> tu
     return np.array(curves).reshape(-1, len(RATES)), np.array(weights)
 
 
-def confusion_matrix(title: str, classes: Sequence[str], labels: Sequence[str], predicted: Sequence[str]) -> str:
-    """PNG data URI: counts of cases, true class in rows, shaded by the share of the row."""
+def confusion_matrix(title: str, classes: Sequence[str], labels: Sequence[str], predicted: Sequence[str]) -> Picture:
+    """Picture: counts of cases, true class in rows, shaded by the share of the row."""
     position = {name: index for index, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), dtype=int)
     for truth, guess in zip(labels, predicted, strict=True):

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import cv2
 import matplotlib
@@ -46,19 +47,27 @@ def drawing(
         yield figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 
-def png(figure: Figure) -> str:
-    """PNG data URI. Call inside `drawing`."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture within the page: its data URI and the width to show it at (CSS pixels, 96 per inch)."""
+
+    uri: str
+    width: int
+
+
+def png(figure: Figure) -> Picture:
+    """The figure as a PNG, two pixels per CSS pixel. Call inside `drawing`."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    return _uri("png", buffer.getvalue())
+    figure.savefig(buffer, format="png", dpi=192, metadata={"Software": None})
+    return Picture(_uri("png", buffer.getvalue()), round(96 * figure.get_figwidth()))
 
 
-def photograph(image: np.ndarray, quality: int = 82) -> str:
-    """JPEG data URI of uint8 [height, width, RGB]."""
+def photograph(image: np.ndarray, quality: int = 82) -> Picture:
+    """uint8 [height, width, RGB] as a JPEG, shown at its own size."""
     ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise ValueError("the image could not be encoded")
-    return _uri("jpeg", encoded.tobytes())
+    return Picture(_uri("jpeg", encoded.tobytes()), image.shape[1])
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -14,7 +14,7 @@ from pipeline.contracts.predictions import Predictions, left_out_path, read_left
 from pipeline.contracts.tasks import SURVIVAL, Task
 from pipeline.contracts.training import FAILED, FoldRow, read_folds
 from pipeline.report.classification_figures import confusion_matrix, roc_curves
-from pipeline.report.figures import drawing, intervals, png
+from pipeline.report.figures import Picture, drawing, intervals, png
 from pipeline.report.reading import Run
 from pipeline.report.survival_figures import kaplan_meier, split_by_risk
 from pipeline.report.training_figures import training_curves
@@ -100,11 +100,11 @@ def _chance(task: Task, predictions: dict[str, Predictions]) -> dict[str, float]
     return {"balanced_accuracy": 1 / max(2, classes)}
 
 
-def _metrics_figure(rows: list[dict[str, Any]], chance: dict[str, float]) -> str:
-    """A panel per metric with a row per experiment; "" when there is nothing to draw."""
+def _metrics_figure(rows: list[dict[str, Any]], chance: dict[str, float]) -> Picture | None:
+    """A panel per metric with a row per experiment; None when there is nothing to draw."""
     drawn = [metric for metric in METRICS_DRAWN if any(row["metric"] == metric for row in rows)]
     if not drawn:
-        return ""
+        return None
     longest = max(sum(row["metric"] == metric for row in rows) for metric in drawn)
     with drawing(4.2 * len(drawn), 0.75 + 0.34 * longest, 1, len(drawn)) as (figure, axes):
         for axis, metric in zip(axes[0], drawn, strict=True):
@@ -117,7 +117,7 @@ def _metrics_figure(rows: list[dict[str, Any]], chance: dict[str, float]) -> str
         return png(figure)
 
 
-def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, str]]:
+def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, Any]]:
     figures = []
     for name, table in predictions.items():
         if task.kind == SURVIVAL:
@@ -126,16 +126,16 @@ def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, 
                 columns = (
                     np.array([getattr(r, key) for r in known], float) for key in ("time", "event", "risk", "fold")
                 )
-                uri = kaplan_meier(name, split_by_risk(*columns), task.time_unit)
-                figures.append({"uri": uri, "alt": f"Kaplan-Meier curves by predicted risk, {name}"})
+                picture = kaplan_meier(name, split_by_risk(*columns), task.time_unit)
+                figures.append({"picture": picture, "alt": f"Kaplan-Meier curves by predicted risk, {name}"})
             continue
         known = [row for row in table.rows if row.label in table.classes]
         if known:
             labels = [row.label for row in known]
             probabilities = np.array([row.probability for row in known]).T
             folds = [row.fold for row in known]
-            uri = roc_curves(name, labels, folds, dict(zip(table.classes, probabilities, strict=True)))
-            figures.append({"uri": uri, "alt": f"ROC curves, {name}"})
-            uri = confusion_matrix(name, table.classes, labels, [row.predicted for row in known])
-            figures.append({"uri": uri, "alt": f"confusion matrix, {name}"})
+            picture = roc_curves(name, labels, folds, dict(zip(table.classes, probabilities, strict=True)))
+            figures.append({"picture": picture, "alt": f"ROC curves, {name}"})
+            picture = confusion_matrix(name, table.classes, labels, [row.predicted for row in known])
+            figures.append({"picture": picture, "alt": f"confusion matrix, {name}"})
     return figures

@@ -103,7 +103,7 @@ def _tile_colour(index: int) -> tuple[int, int, int]:
     return TILE_COLOURS[index % len(TILE_COLOURS)]
 
 
-def _thumbnail(run: Run, slide_id: str) -> dict[str, str] | None:
+def _thumbnail(run: Run, slide_id: str) -> dict[str, Any] | None:
     """The stored thumbnail with the tissue contour, and the outlines of the tiles drawn on it."""
     path = layout.tissue_overlay(run.results, slide_id)
     image = cv2.imread(path) if Path(path).exists() else None

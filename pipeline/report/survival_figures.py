@@ -8,7 +8,7 @@ import numpy as np
 from lifelines import KaplanMeierFitter
 from lifelines.statistics import logrank_test
 
-from pipeline.report.figures import COLOURS, INK, MUTED, drawing, png
+from pipeline.report.figures import COLOURS, INK, MUTED, Picture, drawing, png
 
 GROUPS = ("lower risk", "higher risk")
 
@@ -44,8 +44,8 @@ def split_by_risk(time: np.ndarray, event: np.ndarray, risk: np.ndarray, fold: n
     return RiskGroups(time, event.astype(bool), higher, p_value)
 
 
-def kaplan_meier(title: str, groups: RiskGroups, time_unit: str) -> str:
-    """PNG data URI: both curves with 95 % bands, censoring marks and the numbers at risk below."""
+def kaplan_meier(title: str, groups: RiskGroups, time_unit: str) -> Picture:
+    """Picture: both curves with 95 % bands, censoring marks and the numbers at risk below."""
     with drawing(4.6, 3.7, 2, 1, height_ratios=[5, 1]) as (figure, axes):
         upper, lower = axes[0, 0], axes[1, 0]
         end = float(groups.time.max())

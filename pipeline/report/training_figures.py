@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts import layout
 from pipeline.contracts.files import read_table
-from pipeline.report.figures import MUTED, colour, drawing, png
+from pipeline.report.figures import MUTED, Picture, colour, drawing, png
 from pipeline.report.reading import Run
 
 
-def training_curves(run: Run, task: str, experiments: list[str]) -> list[dict[str, str]]:
+def training_curves(run: Run, task: str, experiments: list[str]) -> list[dict[str, Any]]:
     """One figure per experiment that was trained by epochs; others (closed-form fits) are left out."""
     figures = []
     for name in experiments:
@@ -22,11 +23,11 @@ def training_curves(run: Run, task: str, experiments: list[str]) -> list[dict[st
             if rows and len(rows) > 1 and rows[0].get("loss"):
                 histories[int(path.parent.name[4:])] = rows
         if histories:
-            figures.append({"uri": _curves(name, histories), "alt": f"training curves, {name}"})
+            figures.append({"picture": _curves(name, histories), "alt": f"training curves, {name}"})
     return figures
 
 
-def _curves(title: str, histories: dict[int, list[dict[str, str]]]) -> str:
+def _curves(title: str, histories: dict[int, list[dict[str, str]]]) -> Picture:
     with drawing(4.2, 2.7) as (figure, axes):
         axis = axes[0, 0]
         for fold, rows in histories.items():

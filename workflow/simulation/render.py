@@ -80,7 +80,7 @@ def _ground(rng: np.random.Generator, tissue: np.ndarray, nest: np.ndarray, um: 
     fibres = _warp(rng, fibres, um)
     speckle = cv2.GaussianBlur(grain, (0, 0), 0.7 / um)
     patchy = _enlarge(_smooth_noise(rng, (max(2, shape[0] // 64), max(2, shape[1] // 64)), 2), shape[::-1])
-    h = np.full(shape, 12, np.uint8)
+    h = np.full(shape, 7, np.uint8)
     h[nest] = 26
     h = cv2.add(h, cv2.convertScaleAbs(speckle, alpha=0.14, beta=-12))
     stroma = cv2.convertScaleAbs(fibres, alpha=2.1, beta=-214)
