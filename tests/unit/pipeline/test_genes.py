@@ -15,7 +15,7 @@ from pipeline.signatures import Signatures
 
 N_CASES, N_GENES = 14, 60
 SYMBOLS = tuple(f"G{i:02d}" for i in range(N_GENES))
-SETS = Signatures(tumour=SYMBOLS[:20] + ("ABSENT",), tme=SYMBOLS[18:40])  # G18 and G19 are in both
+SETS = Signatures(tumour=(*SYMBOLS[:20], "ABSENT"), tme=SYMBOLS[18:40])  # G18 and G19 are in both
 TRAINING = [f"c{i:02d}" for i in range(9)]
 PARAMS = GeneParams(min_genes=1)
 
