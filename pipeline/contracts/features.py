@@ -15,14 +15,16 @@ The file is a superset of the layout that TRIDENT writes, so tools made for that
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
-from pipeline.contracts.errors import FormatError
+from pipeline.contracts.errors import FormatError, SlideError
 from pipeline.contracts.files import check_version, read_table, whole_file, write_table
 
 KIND = "features"
@@ -38,6 +40,7 @@ class BagSource:
     `um_per_px` is what the magnification asks for (10 / magnification), `achieved_um_per_px` what the tiles
     have, `level0_um_per_px` the slide's. `savetodir` is the folder relative to ``results/``, so that a file
     is the same wherever the results lie. `weights` is one of `WEIGHTS`; `stain` the normalisation of the tiles.
+    `slide_magnifications` are those of all the slide's files, so that a missing sibling is noticed.
     """
 
     slide_id: str
@@ -58,6 +61,7 @@ class BagSource:
     revision: int
     digest: str
     overlap: int = 0
+    slide_magnifications: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,15 @@ class Bag:
 
 
 @dataclass(frozen=True)
+class BagSummary:
+    """A feature file without its arrays; `n_failed` tiles of its grid could not be read."""
+
+    source: BagSource
+    n_tiles: int
+    n_failed: int
+
+
+@dataclass(frozen=True)
 class BagRecord:
     """One row of ``features/{encoder}/index.tsv``. `path` is absolute or relative to the working folder."""
 
@@ -87,48 +100,129 @@ class BagRecord:
     weights: str
 
 
-def write_bag(path: str | Path, bag: Bag, dtype: str = "float32") -> None:
-    """Write a bag whole. `dtype` is that of ``features`` on disk: float32 or float16.
+class BagWriter:
+    """Writes one bag as it grows: only `CHUNK_ROWS` rows of features are held, however large the slide.
 
-    Raises ValueError for arrays that do not fit each other or for a feature that is not finite: such a file
+    A context manager. `append` features in order, then `finish` with the other columns; the file appears under its
+    name when the context ends well, and not at all otherwise.
+
+    Parameters
+    ----------
+    path : the file
+    source : what the bag is made from
+    most : upper bound of the number of rows, such as the tiles of the grid
+    dtype : of ``features`` on disk, float32 or float16
+    """
+
+    def __init__(self, path: str | Path, source: BagSource, most: int, dtype: str = "float32") -> None:
+        if source.weights not in WEIGHTS:
+            raise ValueError(f"weights '{source.weights}' is none of {', '.join(WEIGHTS)}.")
+        self._source, self._most, self._dtype = source, most, np.dtype(dtype)
+        self._waiting: list[np.ndarray] = []
+        self._n_written = self._n_appended = 0
+        self._finished = False
+        self._stack = ExitStack()
+        self._path = path
+
+    def __enter__(self) -> BagWriter:
+        part = self._stack.enter_context(whole_file(self._path))
+        self._file = self._stack.enter_context(h5py.File(part, "w", track_order=False))
+        return self
+
+    def append(self, features: np.ndarray) -> None:
+        """Add rows [B, D]. Raises SlideError for a value that is not finite in the file's type."""
+        with np.errstate(over="ignore"):
+            stored = features.astype(self._dtype)
+        if not np.isfinite(stored).all():
+            raise SlideError(
+                f"{self._source.slide_id}: features are not finite as {self._dtype.name}."
+                " Fix: float32 for embedding.dtype and embedding.precision."
+            )
+        self._waiting.append(stored)
+        self._n_appended += len(stored)
+        if sum(map(len, self._waiting)) >= CHUNK_ROWS:
+            rows = np.concatenate(self._waiting)
+            whole = len(rows) // CHUNK_ROWS * CHUNK_ROWS
+            self._write(rows[:whole])
+            self._waiting = [rows[whole:]]
+
+    def _write(self, rows: np.ndarray) -> None:
+        if "features" not in self._file:
+            n, width = min(max(self._most, len(rows), 1), CHUNK_ROWS), rows.shape[1]
+            stored = self._file.create_dataset(
+                "features", (0, width), self._dtype, chunks=(n, width), maxshape=(None, width), fletcher32=True,
+                track_times=False,
+            )  # fmt: skip
+            for key, value in _features_attributes(self._source).items():
+                stored.attrs[key] = value
+        end = self._n_written + len(rows)
+        self._file["features"].resize(end, axis=0)
+        self._file["features"][self._n_written : end] = rows
+        self._n_written = end
+
+    def finish(
+        self,
+        coords: np.ndarray,
+        cell: np.ndarray,
+        parent: np.ndarray,
+        tissue_fraction: np.ndarray,
+        failed_cells: np.ndarray,
+        width: int | None = None,
+    ) -> None:
+        """Write the other columns (see the module's table). `width` is D where no row was appended.
+
+        Raises ValueError for columns of other lengths than the features.
+        """
+        if width is not None:
+            self._waiting.append(np.empty((0, width), self._dtype))
+        columns = {"coords": coords, "cell": cell, "parent": parent, "tissue_fraction": tissue_fraction}
+        _check_columns(self._n_appended, columns, failed_cells)
+        self._write(np.concatenate(self._waiting))
+        for key, value in _root_attributes(self._source, self._n_written).items():
+            self._file.attrs[key] = value
+        for name, values in {**columns, "failed_cells": failed_cells}.items():
+            self._file.create_dataset(name, data=values.astype(_COLUMNS[name]), track_times=False)
+        for key, value in _coords_attributes(self._source).items():
+            self._file["coords"].attrs[key] = value
+        self._finished = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self._finished:
+            error = RuntimeError(f"{self._path}: a bag was left without `finish`.")
+            self._stack.__exit__(RuntimeError, error, None)
+            raise error
+        self._stack.__exit__(kind, error, trace)
+
+
+def write_bag(path: str | Path, bag: Bag, dtype: str = "float32") -> None:
+    """Write a bag that is in memory whole. `dtype` is that of ``features`` on disk: float32 or float16.
+
+    Raises ValueError for columns that do not fit each other, SlideError for a feature that is not finite: such a file
     must not exist, since later stages trust every file under a final name.
     """
-    _check(bag)
-    features = bag.features.astype(dtype)
-    if not np.isfinite(features).all():
-        raise ValueError(f"{bag.source.slide_id}: features are not finite as {dtype}.")
-    n, width = features.shape
-    chunks = (min(n, CHUNK_ROWS), width) if n and width else None
-    with whole_file(path) as part, h5py.File(part, "w", track_order=False) as file:
-        for key, value in _root_attributes(bag.source, n).items():
-            file.attrs[key] = value
-        stored = file.create_dataset(
-            "features", data=features, chunks=chunks, fletcher32=chunks is not None, track_times=False
-        )
-        for key, value in _features_attributes(bag.source).items():
-            stored.attrs[key] = value
-        coords = file.create_dataset("coords", data=bag.coords.astype(np.int64), track_times=False)
-        for key, value in _coords_attributes(bag.source).items():
-            coords.attrs[key] = value
-        for name, kind in _COLUMNS.items():
-            file.create_dataset(name, data=getattr(bag, name).astype(kind), track_times=False)
+    with BagWriter(path, bag.source, len(bag.features), dtype) as writer:
+        writer.append(bag.features)
+        writer.finish(bag.coords, bag.cell, bag.parent, bag.tissue_fraction, bag.failed_cells)
 
 
-_COLUMNS = {"cell": np.int32, "parent": np.int64, "tissue_fraction": np.float32, "failed_cells": np.int32}
+_COLUMNS = {
+    "coords": np.int64,
+    "cell": np.int32,
+    "parent": np.int64,
+    "tissue_fraction": np.float32,
+    "failed_cells": np.int32,
+}
 
 
-def _check(bag: Bag) -> None:
-    n = len(bag.features)
+def _check_columns(n: int, columns: dict[str, np.ndarray], failed_cells: np.ndarray) -> None:
     expected = {"coords": (n, 2), "cell": (n, 2), "parent": (n,), "tissue_fraction": (n,)}
     for name, shape in expected.items():
-        if getattr(bag, name).shape != shape:
-            raise ValueError(f"{name} has shape {getattr(bag, name).shape}, expected {shape}.")
-    if bag.features.ndim != 2 or bag.failed_cells.ndim != 2 or bag.failed_cells.shape[1] != 2:
-        raise ValueError(
-            f"features {bag.features.shape} must be [N, D], failed_cells {bag.failed_cells.shape} [F, 2]."
-        )
-    if bag.source.weights not in WEIGHTS:
-        raise ValueError(f"weights '{bag.source.weights}' is none of {', '.join(WEIGHTS)}.")
+        if columns[name].shape != shape:
+            raise ValueError(f"{name} has shape {columns[name].shape}, expected {shape}.")
+    if failed_cells.ndim != 2 or failed_cells.shape[1] != 2:
+        raise ValueError(f"failed_cells has shape {failed_cells.shape}, expected [F, 2].")
 
 
 def _root_attributes(source: BagSource, n_tiles: int) -> dict[str, Any]:
@@ -164,29 +258,39 @@ def read_bag(path: str | Path) -> Bag:
     try:
         with h5py.File(path, "r") as file:
             source, n_tiles = _read_source(path, file)
-            arrays = {name: file[name][()] for name in ("coords", *_COLUMNS)}
+            arrays = {name: file[name][()] for name in _COLUMNS}
             bag = Bag(features=file["features"][()].astype(np.float32, copy=False), source=source, **arrays)
-        _check(bag)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        columns = {name: arrays[name] for name in ("coords", "cell", "parent", "tissue_fraction")}
+        _check_columns(len(bag.features), columns, bag.failed_cells)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
     if len(bag.features) != n_tiles:
         raise _damaged(path, f"{len(bag.features)} rows, expected {n_tiles}")
     return bag
 
 
-def read_source(path: str | Path) -> tuple[BagSource, int]:
+def read_cells(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """``cell`` and ``failed_cells`` (int32, (column, row) each) of a bag. Raises as `read_bag`."""
+    try:
+        with h5py.File(path, "r") as file:
+            _read_source(path, file)
+            return file["cell"][()], file["failed_cells"][()]
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_summary(path: str | Path) -> BagSummary:
     """What a bag was made from and its number of tiles, without the features. Raises as `read_bag`."""
     try:
         with h5py.File(path, "r") as file:
             source, n_tiles = _read_source(path, file)
-            lengths = {
-                len(file[name]) for name in ("features", "coords", "cell", "parent", "tissue_fraction")
-            }
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            lengths = {len(file[name]) for name in ("features", *_COLUMNS) if name != "failed_cells"}
+            n_failed = len(file["failed_cells"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
     if lengths != {n_tiles}:
         raise _damaged(path, f"{sorted(lengths)} rows, expected {n_tiles}")
-    return source, n_tiles
+    return BagSummary(source, n_tiles, n_failed)
 
 
 def _read_source(path: str | Path, file: h5py.File) -> tuple[BagSource, int]:
@@ -205,30 +309,28 @@ def _damaged(path: str | Path, problem: object) -> FormatError:
     """Errors that already explain themselves pass unchanged."""
     if isinstance(problem, FormatError):
         return problem
-    return FormatError(
-        f"{path}: not readable as a feature file ({problem}). Fix: delete it and rerun its stage."
-    )
+    return FormatError(f"{path}: not readable as a feature file ({problem}). Fix: delete it and rerun its stage.")
 
 
-def verify_bag(path: str | Path, digest: str) -> BagSource | None:
-    """The source of a finished bag made from exactly `digest`, every row present and finite; else None.
+def verify_bag(path: str | Path, digest: str) -> BagSummary | None:
+    """A finished bag that was made from exactly `digest`, every row present and finite; else None.
 
     Reads every chunk (their checksums are verified on the way) and holds no more than one of them.
     """
     try:
-        source, n_tiles = read_source(path)
-        if source.digest != digest:
+        summary = read_summary(path)
+        if summary.source.digest != digest:
             return None
         with h5py.File(path, "r") as file:
             stored = file["features"]
-            for start in range(0, n_tiles, CHUNK_ROWS):
+            for start in range(0, summary.n_tiles, CHUNK_ROWS):
                 if not np.isfinite(stored[start : start + CHUNK_ROWS]).all():
                     return None
-            for name in ("coords", *_COLUMNS):
+            for name in _COLUMNS:
                 file[name][()]
-    except (FormatError, OSError, KeyError):
+    except (FormatError, OSError, KeyError, RuntimeError):
         return None
-    return source
+    return summary
 
 
 def write_index(path: str | Path, records: Iterable[BagRecord]) -> None:

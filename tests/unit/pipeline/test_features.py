@@ -13,9 +13,10 @@ from pipeline.contracts.features import (
     Bag,
     BagRecord,
     BagSource,
+    BagSummary,
     read_bag,
     read_index,
-    read_source,
+    read_summary,
     verify_bag,
     write_bag,
     write_index,
@@ -26,7 +27,7 @@ SOURCE = BagSource(
     magnification=20,
     size_px=224, size_level0_px=(448.4, 448.9), um_per_px=0.5, achieved_um_per_px=(0.5001, 0.4999),
     level0_um_per_px=(0.25, 0.2498), level0_magnification=40, level0_size_px=(5000, 3001), stain="vahadane",
-    savetodir="features/tiny/20x", revision=1, digest="d1",
+    savetodir="features/tiny/20x", revision=1, digest="d1", slide_magnifications=(20, 10),
 )  # fmt: skip
 
 
@@ -45,14 +46,14 @@ def make_bag(n: int, width: int = 7, failed: int = 2, **changes: object) -> Bag:
 
 @pytest.mark.parametrize(("n", "failed"), [(0, 1), (1, 0), (255, 3), (700, 2)])
 def test_round_trip(tmp_path: Path, n: int, failed: int) -> None:
-    bag = make_bag(n, failed=failed)
+    bag = make_bag(n, failed=failed, slide_magnifications=(20.0, 2.5)[:failed])
     write_bag(tmp_path / "a" / "s-1.h5", bag)
     found = read_bag(tmp_path / "a" / "s-1.h5")
     for name in ("features", "coords", "cell", "parent", "tissue_fraction", "failed_cells"):
         np.testing.assert_array_equal(getattr(found, name), getattr(bag, name), err_msg=name)
     assert found.features.dtype == np.float32 and found.coords.dtype == np.int64
     assert found.source == bag.source
-    assert read_source(tmp_path / "a" / "s-1.h5") == (bag.source, n)
+    assert read_summary(tmp_path / "a" / "s-1.h5") == BagSummary(bag.source, n, failed)
     assert os.listdir(tmp_path / "a") == ["s-1.h5"]
 
 
@@ -122,7 +123,7 @@ def test_verify_wants_the_same_digest_and_an_intact_file(tmp_path: Path) -> None
     path = tmp_path / "s.h5"
     assert verify_bag(path, "d1") is None
     write_bag(path, make_bag(700, width=40))
-    assert verify_bag(path, "d1") == SOURCE
+    assert verify_bag(path, "d1") == BagSummary(SOURCE, 700, 2)
     assert verify_bag(path, "d2") is None
     whole = path.read_bytes()
     for length in np.random.default_rng().integers(0, len(whole) - 1, 20):
