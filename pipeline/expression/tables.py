@@ -155,16 +155,17 @@ def _text(column: pd.Series) -> list[str]:
 
 def _numbers(frame: pd.DataFrame, chosen: Sequence[int]) -> tuple[np.ndarray, dict[int, tuple[int, str]]]:
     values = np.empty((len(frame), len(chosen)))
-    kinds = np.array([frame.dtypes[position].kind for position in chosen])
-    plain = np.flatnonzero(np.isin(kinds, list("iuf")))
+    dtypes = frame.dtypes.tolist()
+    kinds = np.array([dtypes[position].kind for position in chosen])
+    plain = np.flatnonzero(np.isin(kinds, list("iuf"))).tolist()
     values[:, plain] = frame[[chosen[column] for column in plain]].to_numpy(dtype=np.float64)
     bad_cells: dict[int, tuple[int, str]] = {}
-    for column in np.flatnonzero(~np.isin(kinds, list("iuf"))):
+    for column in np.flatnonzero(~np.isin(kinds, list("iuf"))).tolist():
         text = frame[chosen[column]].map(str, na_action="ignore")
         values[:, column] = pd.to_numeric(text, errors="coerce").astype(np.float64)
         wrong = np.flatnonzero(np.isnan(values[:, column]) & text.notna().to_numpy())
         if len(wrong):
-            bad_cells[int(column)] = (int(wrong[0]), str(text.iloc[wrong[0]]))
+            bad_cells[column] = (int(wrong[0]), str(text.iloc[wrong[0]]))
     return values, bad_cells
 
 
