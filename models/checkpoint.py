@@ -74,7 +74,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         "format_version": FORMAT_VERSION,
         "revision": checkpoint.revision,
         "digest": checkpoint.digest,
-        # Through text: pickling refers back to objects it has seen, so equal values must also be equally distinct objects.
+        # Through text: pickling refers back to objects seen before, so equal values need equally distinct objects.
         "meta": json.loads(canonical(_meta(checkpoint))),
         "state": {name: _plain(tensor) for name, tensor in checkpoint.state.items()},
     }

@@ -17,7 +17,7 @@ from models.params import check_range
 
 @dataclass(frozen=True)
 class ConcatConfig(AbmilConfig):
-    """The slide half as in `abmil`; `embedding` is the slide vector's width at the junction, `gene_dropout` the SNN's."""
+    """The slide half as in `abmil`; `embedding` is the slide vector's width, `gene_dropout` the gene network's."""
 
     embedding: int = 128
     gene_dropout: float = 0.1

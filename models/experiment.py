@@ -108,7 +108,7 @@ class Inputs:
 
     @classmethod
     def from_named(cls, named: Any, cases: str | Path) -> Inputs:
-        """From a mapping with ``splits`` and, where used, ``features``, ``expression`` and ``genes`` (files of one folder)."""
+        """From a mapping with ``splits`` and, where used, ``features``, ``expression`` and ``genes`` (one folder's)."""
         genes = named.get("genes")
         genes = [genes] if isinstance(genes, (str, Path)) else list(genes or [])
         return cls(

@@ -27,7 +27,7 @@ from pipeline.contracts.tasks import CLASSIFICATION, Labels
 class Fold:
     """A fold that is ready to train.
 
-    `train` and `val` are usable cases, sorted. `classes`, `class_weights` and `intervals` come from training cases only.
+    `train` and `val` are usable cases, sorted. `classes`, `class_weights` and `intervals` come from training cases.
     `digest` covers exactly the inputs of the training and validation cases, and never a held-out case.
     """
 

@@ -30,8 +30,8 @@ class LinearConfig:
 
     Attributes
     ----------
-    strength : the penalty is ``strength x genes / 2 x |weights|^2`` beside the summed loss of the training cases, so one
-        number suits any number of standardised genes. None chooses it from 0.02 to 5 by the loss of the fold's
+    strength : the penalty is ``strength x genes / 2 x |weights|^2`` beside the summed loss of the training cases, so
+        one number suits any number of standardised genes. None chooses it from 0.02 to 5 by the loss of the fold's
         validation cases
     balanced : weight classes by the inverse of their frequency among training cases
     """
@@ -202,7 +202,7 @@ def _log_sum_exp(values: np.ndarray) -> float:
 def fit_cox(x: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 200) -> np.ndarray:
     """Cox regression minimising the negative log partial likelihood (Breslow ties) + penalty / 2 x |beta|^2.
 
-    Newton's method, with steps halved until the loss falls; the loss is strictly convex, so the minimum is the only one.
+    Newton's method, with steps halved until the loss falls; the loss is strictly convex, so there is one minimum.
 
     Parameters
     ----------

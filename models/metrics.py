@@ -2,9 +2,9 @@
 
 A weighting gives every case how often it was drawn: ones for the value itself, a row per resample for its interval.
 
-Scores of different folds come from different models and are not comparable. AUC and C-index are therefore made of pairs
-within a fold only, and the pairs of all folds are pooled: a fold counts by its comparable pairs, and one without any adds
-nothing. Accuracy and the other counts pool the cases of all folds.
+Scores of different folds come from different models and are not comparable. AUC and C-index are therefore made of
+pairs within a fold only, and the pairs of all folds are pooled: a fold counts by its comparable pairs, and one without
+any adds nothing. Accuracy and the other counts pool the cases of all folds.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def classification_metrics(
 ) -> dict[str, np.ndarray]:
     """All of `CLASSIFICATION_METRICS`, each float64 [weightings].
 
-    Per class, one against the rest: recall, specificity and F1; means over classes are unweighted. A class without a case
-    in a weighting has no recall and is left out of those means; one that is neither true nor predicted is left out of
-    F1's, as in scikit-learn. Sensitivity is the mean recall, the same number as balanced accuracy under the name that
-    the subspace paper uses.
+    Per class, one against the rest: recall, specificity and F1; means over classes are unweighted. A class without a
+    case in a weighting has no recall and is left out of those means; one that is neither true nor predicted is left
+    out of F1's, as in scikit-learn. Sensitivity is the mean recall, the same number as balanced accuracy under the
+    name that the subspace paper uses.
 
     Parameters
     ----------
@@ -178,8 +178,8 @@ def _mean_over_classes(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 def resamples(groups: Sequence[str], count: int, seed: int) -> np.ndarray:
     """Bootstrap over patients: how often each case is drawn, int64 [resamples, cases].
 
-    Patients are drawn with replacement, as many as there are, each with all cases of hers. `groups` names the patient of
-    each case. The same patients, count and seed give the same resamples.
+    Patients are drawn with replacement, as many as there are, each with all cases of hers. `groups` names the patient
+    of each case. The same patients, count and seed give the same resamples.
     """
     patients, member = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
     drawn = np.random.default_rng(seed).multinomial(

@@ -42,7 +42,7 @@ class Intervals:
 
 
 def fit_intervals(time: np.ndarray, event: np.ndarray, bins: int) -> Intervals:
-    """Edges at the quantiles of the times of the cases with an event (training cases only), so that events spread evenly.
+    """Edges at the quantiles of the times of the cases with an event (of training), so that events spread evenly.
 
     With fewer distinct event times than `bins`, or tied quantiles, there are fewer intervals: each holds an event.
     """

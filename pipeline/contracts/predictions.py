@@ -2,7 +2,7 @@
 
 Classification: ``case_id, fold, p_<class> ..., label, predicted``. Survival: ``case_id, fold, risk, survival_1 ..,
 edge_1 .., time, event``; `survival_k` is the probability to outlive `edge_k`, in the task's unit, and both are empty
-beyond a fold's number of intervals. Both end in ``checkpoint`` (digest of the fold's checkpoint) and ``format_version``.
+beyond a fold's number of intervals. Both end in ``checkpoint`` (digest of the fold's) and ``format_version``.
 A second table beside it, ``<name>_left_out.tsv``, lists the cases of the task without a prediction, with the reason.
 """
 

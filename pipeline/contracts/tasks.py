@@ -1,4 +1,4 @@
-"""What a cohort is asked for: tasks as the config names them, and their labels in the clinical sheet (standard library only)."""
+"""Tasks as the config names them, and their labels in the clinical sheet (standard library only)."""
 
 from __future__ import annotations
 

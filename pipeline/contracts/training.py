@@ -18,9 +18,9 @@ NUMBERS = ("fold", "n_train", "n_val", "epochs", "best_epoch")
 class FoldRow:
     """What became of one fold.
 
-    `reason` is the cause of a failure, or remarks on a trained fold. `digest` is the checkpoint's. `epochs` were run, and
-    `best_epoch` (from 1) is the one whose weights were kept. `seconds` is wall time spent now, 0 for a fold that was
-    found finished.
+    `reason` is the cause of a failure, or remarks on a trained fold. `digest` is the checkpoint's. `epochs` were run,
+    and `best_epoch` (from 1) is the one whose weights were kept. `seconds` is wall time spent now, 0 for a fold that
+    was found finished.
     """
 
     fold: int

@@ -61,8 +61,8 @@ class Toy:
         write_genes(
             path,
             GeneSelection(
-                "toy", fold, SYMBOLS, self.groups, values.mean(axis=0), values.std(axis=0) + 1e-3, 10.0, "counts", "log1p",
-                len(train), {}, 1, digest_of(values.tolist()),
+                "toy", fold, SYMBOLS, self.groups, values.mean(axis=0), values.std(axis=0) + 1e-3, 10.0, "counts",
+                "log1p", len(train), {}, 1, digest_of(values.tolist()),
             ),
         )  # fmt: skip
 
@@ -91,7 +91,7 @@ def lattice(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
-    """Grade (three classes) shows in genes 0-1 and feature 0; survival time follows gene 2. Some cases have two slides."""
+    """Grade (three classes) shows in genes 0-2 and feature 0; survival follows gene 3. Some cases have two slides."""
     rng = np.random.default_rng(seed)
     cases = [f"C{k:02d}" for k in range(n)]
     grade = {c: k % 3 for k, c in enumerate(cases)}
@@ -114,7 +114,8 @@ def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
     splits = []
     for f in range(folds):
         for k, c in enumerate(cases):
-            role = "test" if (k // 3) % folds == f else "val" if (k // 3) % folds == (f + 1) % folds and k % 2 else "train"
+            held_out, next_out = (k // 3) % folds == f, (k // 3) % folds == (f + 1) % folds
+            role = "test" if held_out else "val" if next_out and k % 2 else "train"
             splits.append(SplitRow(c, f, role))
     return Toy(cases, rna, slides, rows, splits)
 
