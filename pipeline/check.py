@@ -67,7 +67,11 @@ def missing_bytes(path: str | Path) -> str:
     size = path.stat().st_size
     try:
         with tifffile.TiffFile(path) as tiff:
-            for index, page in enumerate(tiff.pages):
+            pages = list(tiff.pages)
+            beyond = _next_directory(tiff)
+            if not pages or beyond > size:
+                return f"image {len(pages)} is described at byte {beyond}, the file has {size}"
+            for index, page in enumerate(pages):
                 for part in (page, *(page.pages or ())):
                     ends = zip(part.dataoffsets, part.databytecounts, strict=False)
                     last = max((offset + count for offset, count in ends if count), default=0)
@@ -76,6 +80,14 @@ def missing_bytes(path: str | Path) -> str:
     except Exception as error:  # whatever a damaged directory makes the parser raise
         return f"its directory cannot be read ({error})" if _looks_like_tiff(path) else ""
     return ""
+
+
+def _next_directory(tiff: tifffile.TiffFile) -> int:
+    """Where the last directory that could be read says that the next one lies; 0 at the end of the chain."""
+    handle = tiff.filehandle
+    handle.seek(tiff.pages.next_page_offset)
+    pointer = handle.read(tiff.tiff.offsetsize)
+    return int.from_bytes(pointer, "little" if tiff.byteorder == "<" else "big")
 
 
 def _looks_like_tiff(path: Path) -> bool:

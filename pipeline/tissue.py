@@ -134,7 +134,7 @@ def _density(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
 def white_point(rgb: np.ndarray) -> np.ndarray:
     """Colour of the glass, float32 [3] within 200-255: a high percentile of bright greyish pixels, else 240."""
     smallest, largest = rgb.min(axis=2), rgb.max(axis=2)
-    glass = rgb[(smallest >= 180) & (largest - smallest <= 30)]
+    glass = rgb[(smallest >= 180) & (largest - smallest <= 15)]
     if len(glass) < 0.005 * rgb.shape[0] * rgb.shape[1]:
         return np.full(3, 240, np.float32)
     return np.clip(np.percentile(glass, 75, axis=0), 200, 255).astype(np.float32)
