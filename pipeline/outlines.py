@@ -48,7 +48,8 @@ def trace(mask: np.ndarray) -> list[Polygon]:
     if not len(corners):
         return []
     _, labels = cv2.connectedComponents(padded, connectivity=4)
-    # Runs of edge join corners pairwise along each row, and along each column, of the lattice of pixel corners.
+    # Runs of edge join corners pairwise along each row, and along each column, of the lattice of pixel
+    # corners.
     along_row = np.arange(len(corners)) ^ 1
     order = np.lexsort((corners[:, 0], corners[:, 1]))
     along_column = np.empty_like(along_row)
@@ -57,11 +58,12 @@ def trace(mask: np.ndarray) -> list[Polygon]:
     pieces: dict[int, Polygon] = {}
     for ring in rings:
         y, x = corners[ring[0]]
-        # The first corner of a ring is its topmost, leftmost: a piece begins below right of it, a hole's piece above.
+        # The first corner of a ring is its topmost, leftmost: a piece begins below right of it, a hole's
+        # piece above.
         outer = bool(padded[y + 1, x + 1])
         label = int(labels[y + 1, x + 1] if outer else labels[y, x])
         vertices = corners[ring][:, ::-1].astype(np.int64)
-        pieces.setdefault(label, []).append(vertices)
+        pieces.setdefault(label, []).append(vertices if outer else vertices[::-1])
     return list(pieces.values())
 
 

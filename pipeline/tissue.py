@@ -178,11 +178,11 @@ def _pieces(mask: np.ndarray, min_px: float, connectivity: int = 8) -> np.ndarra
 
 
 def _without_border(mask: np.ndarray) -> np.ndarray:
-    """`mask` without pieces that touch two or more sides of the image: frames, not pen."""
+    """`mask` without pieces that cover half of a side of the image: frames, not pen."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    touched = sum(np.isin(np.arange(count), side).astype(int) for side in sides)
-    keep = np.asarray(touched) < 2
+    keep = np.ones(count, bool)
+    for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        keep &= np.bincount(side, minlength=count) < 0.5 * len(side)
     keep[0] = False
     return keep[labels]
 
