@@ -1,0 +1,212 @@
+"""Encoders: what is built is what was asked for, weights are known by digest, and every refusal explains itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.contracts.encoders import EncoderFacts, read_facts, write_facts
+from pipeline.contracts.errors import FormatError, InputError
+from pipeline.encoder_network import load_encoder, weights_digest
+from pipeline.encoders import EncoderSpec, write_encoder_facts
+from pipeline.torchvision_ops import ensure_torchvision
+
+ensure_torchvision()
+import timm  # noqa: E402
+
+TINY = "test_resnet.r160_in1k"
+RANDOM = EncoderSpec("tiny", TINY, weights="random")
+
+
+def some_tiles(n: int, side: int = 64) -> np.ndarray:
+    return np.random.default_rng().integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_torchvision_can_be_imported_twice() -> None:
+    assert ensure_torchvision() == ensure_torchvision() in ("native", "python-only")
+
+
+def test_naming_an_encoder_does_not_import_torch() -> None:
+    code = (
+        "import sys; from pipeline.encoders import EncoderSpec; EncoderSpec('a', 'b'); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_random_weights_are_those_of_the_seed_and_say_so() -> None:
+    torch.manual_seed(np.random.default_rng().integers(1 << 30))  # the state outside must not matter, nor be touched
+    before = torch.random.get_rng_state()
+    one, same, other = (load_encoder(replace(RANDOM, seed=seed)).facts for seed in (3, 3, 4))
+    assert one == same
+    assert one.weights_digest != other.weights_digest
+    assert one.weights == "random" and "RANDOM weights, seed 3" in one.title
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_features_are_the_networks_own() -> None:
+    """Reference: the plain timm call, normalised by hand in the order that its documentation gives."""
+    encoder = load_encoder(RANDOM)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(TINY, pretrained=False, num_classes=0).eval()
+    tiles = some_tiles(5)
+    data = timm.data.resolve_model_data_config(network)
+    images = (tiles / 255 - np.array(data["mean"])) / np.array(data["std"])
+    with torch.no_grad():
+        wanted = network(torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float32)).numpy()
+    found = encoder.encode(tiles)
+    assert found.dtype == np.float32 and found.shape == (5, encoder.facts.width) == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_features_of_a_tile_do_not_depend_on_its_neighbours() -> None:
+    encoder, tiles = load_encoder(RANDOM), some_tiles(4)
+    np.testing.assert_allclose(encoder.encode(tiles)[2], encoder.encode(tiles[2:3])[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(encoder.encode(tiles), encoder.encode(tiles))
+
+
+def test_a_layer_is_cut_and_averaged() -> None:
+    encoder = load_encoder(replace(RANDOM, layer="layer3"))
+    tiles, seen = some_tiles(2), []
+    encoder._network.layer3.register_forward_hook(lambda _, __, out: seen.append(out))
+    found = encoder.encode(tiles)
+    np.testing.assert_allclose(found, seen[0].mean(dim=(2, 3)).numpy(), rtol=1e-4, atol=1e-6)
+    assert encoder.facts.layer == "layer3" and encoder.facts.width == found.shape[1] == 192
+
+
+def test_layer3_of_resnet50_has_1024_features() -> None:
+    facts = load_encoder(EncoderSpec("r", "resnet50.tv_in1k", weights="random", layer="layer3")).facts
+    assert facts.width == 1024 and facts.input_px is None and facts.mean == (0.485, 0.456, 0.406)
+
+
+def test_only_networks_of_a_fixed_size_resize_by_themselves() -> None:
+    transformer = load_encoder(EncoderSpec("v", "test_vit", weights="random"))
+    assert load_encoder(RANDOM).facts.input_px is None
+    assert transformer.facts.input_px == 160 and transformer.encode(some_tiles(2, 224)).shape == (2, 64)
+    smaller = load_encoder(EncoderSpec("v", "test_vit", weights="random", input_px=96))
+    assert smaller.facts.input_px == 96 and smaller.encode(some_tiles(2, 224)).shape == (2, 64)
+
+
+def test_input_px_resizes() -> None:
+    plain, resized = load_encoder(RANDOM), load_encoder(replace(RANDOM, input_px=64))
+    flat = np.full((1, 128, 128, 3), (200, 90, 160), np.uint8)
+    np.testing.assert_allclose(resized.encode(flat), plain.encode(flat[:, :64, :64]), rtol=1e-3, atol=1e-4)
+    sized = some_tiles(1, 64)
+    np.testing.assert_array_equal(resized.encode(sized), plain.encode(sized))
+
+
+def test_bfloat16_is_close_to_single_precision() -> None:
+    tiles = some_tiles(3)
+    exact, rough = load_encoder(RANDOM).encode(tiles), load_encoder(RANDOM, precision="bfloat16").encode(tiles)
+    assert rough.dtype == np.float32 and not np.array_equal(exact, rough)
+    assert np.abs(exact - rough).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("form", ["plain", "nested", "parallel", "safetensors"])
+def test_weights_of_a_file(tmp_path: Path, form: str) -> None:
+    """A state dict with its classifier, as people save it."""
+    torch.manual_seed(np.random.default_rng().integers(1 << 30))
+    network = timm.create_model(TINY, pretrained=False)
+    state = network.state_dict()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path)
+    else:
+        parallel = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"plain": state, "nested": {"state_dict": state}, "parallel": parallel}[form], path)
+    encoder = load_encoder(EncoderSpec("tiny", TINY, weights="file", path=str(path)))
+    network.reset_classifier(0)
+    assert encoder.facts.weights_digest == weights_digest(network)
+    assert len(encoder.facts.file_digest) == 64 and "RANDOM" not in encoder.facts.title
+
+
+def test_digest_of_weights_sees_one_changed_number() -> None:
+    network = timm.create_model(TINY, pretrained=False, num_classes=0)
+    before = weights_digest(network)
+    assert weights_digest(network) == before
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] += 1e-6
+    assert weights_digest(network) != before
+
+
+def test_files_that_are_no_state_dict_of_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    spec = EncoderSpec("tiny", TINY, weights="file", path=str(path))
+    with pytest.raises(InputError, match="does not exist"):
+        load_encoder(spec)
+    path.write_bytes(b"not torch")
+    with pytest.raises(InputError, match="not a plain state dict"):
+        load_encoder(spec)
+    network = timm.create_model(TINY, pretrained=False, num_classes=0)
+    torch.save(network, path)  # a pickle may run code when it is loaded
+    with pytest.raises(InputError, match="whole pickled models are not loaded"):
+        load_encoder(spec)
+    state = network.state_dict()
+    state.pop(next(iter(state)))
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"does not fit the network.*Missing key"):
+        load_encoder(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (EncoderSpec("a", "test_resnt", weights="random"), "timm knows no model 'test_resnt'; did you mean"),
+        (EncoderSpec("a", "resnet50.tv_in2k", weights="random"), "no such weights; known: .*resnet50.tv_in1k"),
+        (replace(RANDOM, layer="layer9"), "layer 'layer9' is none of: .*layer4"),
+    ],
+)
+def test_names_that_do_not_exist(spec: EncoderSpec, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_encoder(spec)
+
+
+def test_pretrained_without_a_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(InputError, match=r"resnet50.tv_in1k.*Name or service not known.*weights: file"):
+        load_encoder(EncoderSpec("r", "resnet50.tv_in1k"))
+
+
+def test_weights_that_changed_since_they_were_prepared(tmp_path: Path) -> None:
+    facts = write_encoder_facts(RANDOM, tmp_path / "tiny.json")
+    assert load_encoder(RANDOM, facts).facts == facts
+    with pytest.raises(InputError, match="not those it was prepared with"):
+        load_encoder(replace(RANDOM, seed=1), facts)
+
+
+def test_facts_round_trip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    facts = write_encoder_facts(RANDOM, tmp_path / "a.json")
+    assert "RANDOM weights" in caplog.text
+    assert read_facts(tmp_path / "a.json") == facts
+    write_facts(tmp_path / "b.json", facts)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert isinstance(facts, EncoderFacts)
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace('"width"', '"wdth"'))
+    with pytest.raises(FormatError, match="width"):
+        read_facts(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights": "pretraned"}, "did you mean 'pretrained'"),
+        ({"weights": "file"}, "path and weights: file go together"),
+        ({"weights": "random", "path": "x.pt"}, "path and weights: file go together"),
+        ({"slug": "a b"}, "slug 'a b' is not allowed"),
+        ({"input_px": 8}, "below 16"),
+    ],
+)
+def test_entries_are_checked(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EncoderSpec(**{"slug": "a", "name": TINY, **fields})
