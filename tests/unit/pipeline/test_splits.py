@@ -278,3 +278,33 @@ def test_cases_without_label_are_dealt_too(folds):
     splits = folds.run(rows, folds=3)
     assert len(splits.roles()) == 24
     assert [sum(case in list(rows)[:6] for case in splits.cases(fold, "test")) for fold in range(3)] == [2, 2, 2]
+
+
+def test_new_cases_fill_what_an_imported_ledger_lacks(folds):
+    ledger_of(folds, [(f"a{i}", fold, "train" if fold else "test") for i in range(8) for fold in range(2)])
+    rows = {f"{name}{i}": {"x": ""} for name in "ab" for i in range(8)}
+    splits = folds.run(rows, (), folds=2)
+    assert splits.cases(1, "test") == [f"b{i}" for i in range(8)]
+
+
+def test_new_cases_balance_the_single_labels_of_an_old_ledger(folds):
+    old = {"a": ("G0", 0), "b": ("G0", 0), "c": ("G1", 0), "d": ("G0", 1), "e": ("G1", 1), "f": ("G1", 1)}
+    ledger_of(folds, [(c, fold, "test" if fold == at else "train") for c, (_, at) in old.items() for fold in (0, 1)])
+    rows = {case: {"grade": grade, "other": case} for case, (grade, _) in {**old, "new": ("G0", None)}.items()}
+    tasks = [GRADE, {"name": "other", "kind": "classification", "label": "other"}]  # every combination is unique
+    assert "new" in folds.run(rows, tasks, folds=2).cases(1, "test")
+
+
+def test_validation_quota_counts_old_cases_and_looks_at_the_labels(folds):
+    # 40 old cases, all G2, all tested in fold 1; 12 of them validate in fold 0: twice the quota of 6.
+    ledger_of(
+        folds,
+        [(f"a{i}", fold, "test" if fold else "val" if i < 12 else "train") for i in range(40) for fold in range(2)]
+        + [(f"t{i}", fold, "train" if fold else "test") for i in range(80) for fold in range(2)],
+    )
+    rows = {f"a{i}": {"grade": "G2"} for i in range(40)} | {f"t{i}": {"grade": "G2"} for i in range(80)}
+    rows |= {f"b{i:02d}": {"grade": "G3"} for i in range(80)}
+    splits = folds.run(rows, [GRADE], folds=2, validation=0.15)
+    new = [case for case in splits.cases(0, "val") if case.startswith("b")]
+    # 40 new cases do not test in fold 0. Their own quota is 6; the surplus of the old ones takes some, not all of it.
+    assert 0 < len(new) < 6
