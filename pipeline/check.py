@@ -85,7 +85,7 @@ def missing_bytes(path: str | Path) -> str:
 def _next_directory(tiff: tifffile.TiffFile) -> int:
     """Where the last directory that could be read says that the next one lies; 0 at the end of the chain."""
     handle = tiff.filehandle
-    handle.seek(tiff.pages.next_page_offset)
+    handle.seek(tiff.pages.next_page_offset or 0)
     pointer = handle.read(tiff.tiff.offsetsize)
     return int.from_bytes(pointer, "little" if tiff.byteorder == "<" else "big")
 

@@ -40,13 +40,27 @@ class Level:
 class _Backend(Protocol):
     """What a file format must offer; a direct decoder of JPEG tiles can stand in for any of these."""
 
-    name: str
-    vendor: str
-    sizes: tuple[tuple[int, int], ...]
-    properties: Mapping[str, str]
-    mpp: tuple[float, float] | None
-    objective: float | None
-    bounds: tuple[int, int, int, int] | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def vendor(self) -> str: ...
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level in its own pixels, the finest first."""
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Resolution tags and free text under OpenSlide's names."""
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """um/px (x, y) as the vendor's own metadata state it."""
+
+    @property
+    def objective(self) -> float | None: ...
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """Scanned area (x, y, width, height) in level-0 pixels where the vendor gives one."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """uint8 [height, width, 3 or 4] of a region within the level; alpha 0 where there are no pixels."""
@@ -340,7 +354,7 @@ class _FieldBackend:
 def _tiff_properties(path: Path) -> dict[str, str]:
     """Resolution tags and description of the first page, under OpenSlide's names."""
     with tifffile.TiffFile(path) as tiff:
-        tags = tiff.pages[0].tags
+        tags = tiff.pages.first.tags
         found = {"tiff.ImageDescription": str(tags["ImageDescription"].value)} if "ImageDescription" in tags else {}
         if "ResolutionUnit" in tags:
             found["tiff.ResolutionUnit"] = str(int(tags["ResolutionUnit"].value))
