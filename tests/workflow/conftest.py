@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.signatures import BUILTIN, load_signatures
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = {
@@ -26,7 +28,7 @@ CONFIG = {
     },
     "tiles": {"size_px": 224, "magnifications": [20, 10]},
     "encoders": [{"slug": "tiny", "name": "test_resnet.r160_in1k", "weights": "random"}],
-    "genes": {"tumour": "data/tumour.gmt"},
+    "genes": {"tumour": "data/tumour.gmt", "top_fraction": 0.9},
     "splits": {"folds": 2, "validation": 0.2},
     "tasks": [
         {"name": "grade", "kind": "classification", "label": "grade"},
@@ -108,27 +110,14 @@ ARTEFACTS = (
 )  # fmt: skip
 
 
-def simulate(path: Path, patients: int = 8, size: int = 900) -> Cohort:
+def simulate(path: Path, patients: int = 12, size: int = 800) -> Cohort:
     """Write the cohort's input and config; nothing has run yet."""
     command = [sys.executable, "-m", "workflow.simulation", str(path / "data"), "--slide-root", "data/slides"]
-    command += ["--patients", str(patients), "--size", str(size), "--genes", "900"]
+    command += ["--patients", str(patients), "--size", str(size)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     cohort = Cohort(path)
     cohort.write_config(json.loads(json.dumps(CONFIG)))
-    genes = [
-        "EGFR",
-        "TP53",
-        "PTEN",
-        "IDH1",
-        "CDK4",
-        "MDM2",
-        "MYC",
-        "PIK3CA",
-        "NF1",
-        "RB1",
-        "CDKN2A",
-        "PDGFRA",
-    ]
+    genes = load_signatures(BUILTIN, BUILTIN).tumour[:80]
     (path / "data/tumour.gmt").write_text("\t".join(["tumour", "test list", *genes]) + "\n")
     return cohort
 

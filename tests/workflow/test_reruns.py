@@ -25,7 +25,6 @@ def test_nothing_changed_runs_nothing(cohort):
 
 @pytest.mark.workflow
 def test_touching_one_slide(cohort):
-    slide = sorted((cohort.path / "data/slides").glob("SIM-00*.tif"))[0]
     good = [p.stem for p in (cohort.results / "stain").glob("*.json")]
     slide = next(p for p in sorted((cohort.path / "data/slides").glob("*.tif")) if p.stem in good)
     slide.touch()
@@ -43,7 +42,6 @@ def test_touching_one_slide(cohort):
 @pytest.mark.workflow
 def test_changing_one_label(cohort):
     before = cohort.stamps("**/*.h5", "**/*.h5ad", "slides/*", "models/survival/**/*", "splits/*")
-    cohort.edit("data/cases.tsv", r"^(SIM-001\t.*)$", r"\1")
     rows = (cohort.path / "data/cases.tsv").read_text().splitlines()
     column = rows[0].split("\t").index("grade")
     first = rows[1].split("\t")
@@ -64,7 +62,7 @@ def test_changing_one_label(cohort):
 @pytest.mark.workflow
 def test_changing_one_gene_list(cohort):
     path = cohort.path / "data/tumour.gmt"
-    path.write_text(path.read_text().replace("\tRB1", ""))
+    path.write_text(path.read_text().rsplit("\t", 1)[0] + "\n")
     assert cohort.planned() == sorted(
         ["select_genes grade", "select_genes survival", "train_model grade genes", "train_model survival genes",
          "train_model survival fusion", "predict_cases grade genes", "predict_cases survival genes",
