@@ -154,6 +154,8 @@ class EmbeddingStage:
         tiles = read_tiles(layout.tiles(self.results, slide_id))
         facts = read_slide_facts(layout.slide_facts(self.results, slide_id))
         fit = read_stain(layout.stain_fit(self.results, slide_id))
+        if fit.requested != self.stain.method:
+            raise SlideError(f"its stain file is of method '{fit.requested}'. Fix: rerun the stain stage (fit_stains).")
         transfer = StainTransfer(fit.colours, self._target[0] if fit.colours else BUILTIN_TARGET)
         failed: dict[float, int] = {}
         coarser: tuple[np.ndarray, np.ndarray] | None = None
