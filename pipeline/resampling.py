@@ -8,16 +8,15 @@ import numpy as np
 _WHOLE = 1e-3  # px; lattice lines this close to whole pixels count as whole
 
 
-def area_average(
-    image: np.ndarray, x0: float, x1: float, y0: float, y1: float, width: int, height: int
-) -> np.ndarray:
-    """Average `image` over a lattice of ``height x width`` equal boxes that fill the rectangle x0..x1, y0..y1.
+def area_average(image: np.ndarray, x0: float, x1: float, y0: float, y1: float, width: int, height: int) -> np.ndarray:
+    """Average `image` over a lattice of ``height x width`` equal boxes that fill the rectangle x0..x1,
+    y0..y1.
 
     Parameters
     ----------
     image : uint8 [rows, columns, 3]
-    x0, x1, y0, y1 : edges of the rectangle in pixels of `image` (a pixel spans its index to its index + 1); they lie
-        within it, and boxes may be smaller than a pixel
+    x0, x1, y0, y1 : edges of the rectangle in pixels of `image` (a pixel spans its index to its index + 1);
+        they lie within it, and boxes may be smaller than a pixel
     width, height : number of boxes per axis
 
     Returns
@@ -34,8 +33,8 @@ def area_average(
             return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         x0, x1, y0, y1 = 0.0, float(image.shape[1]), 0.0, float(image.shape[0])
     rows = _average_rows(image.astype(np.float32), y0, y1, height)
-    both = _average_rows(np.ascontiguousarray(rows.swapaxes(0, 1)), x0, x1, width)
-    return np.clip(np.rint(both.swapaxes(0, 1)), 0, 255).astype(np.uint8)
+    both = cv2.transpose(_average_rows(cv2.transpose(rows), x0, x1, width))
+    return cv2.convertScaleAbs(both)  # rounds to nearest; means are never negative
 
 
 def _average_rows(image: np.ndarray, start: float, stop: float, boxes: int) -> np.ndarray:
@@ -44,10 +43,13 @@ def _average_rows(image: np.ndarray, start: float, stop: float, boxes: int) -> n
     low, high = edges[:-1], edges[1:]
     first = np.clip(np.floor(low).astype(int), 0, len(image) - 1)
     span = (stop - start) / boxes
-    out = np.zeros((boxes, *image.shape[1:]), np.float32)
+    flat = image.reshape(len(image), -1)
+    out = np.zeros((boxes, flat.shape[1]), np.float32)
+    term = np.empty_like(out)
     for step in range(int(np.ceil(span)) + 1):
         row = first + step
         weight = np.clip(np.minimum(high, row + 1) - np.maximum(low, row), 0, None) / span
-        weight = weight.astype(np.float32).reshape(-1, *[1] * (image.ndim - 1))
-        out += weight * image[np.minimum(row, len(image) - 1)]
-    return out
+        np.take(flat, np.minimum(row, len(image) - 1), axis=0, out=term)
+        term *= weight.astype(np.float32)[:, None]
+        out += term
+    return out.reshape(boxes, *image.shape[1:])
