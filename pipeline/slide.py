@@ -296,6 +296,7 @@ class _TiffSlideBackend:
         self.properties = {**known, **_tiff_properties(path)}
         self.vendor = known.get("tiffslide.vendor", "generic-tiff")
         self.sizes = tuple((int(w), int(h)) for w, h in self._slide.level_dimensions)
+        self._downsamples = tuple(self._slide.level_downsamples)
         mpp = [positive(known.get(f"tiffslide.mpp-{axis}")) for axis in "xy"]
         self.mpp = (mpp[0], mpp[1]) if mpp[0] and mpp[1] and self.vendor != "generic-tiff" else None
         self.objective = positive(known.get("tiffslide.objective-power"))
@@ -304,12 +305,9 @@ class _TiffSlideBackend:
             raise SlideError(f"{path}: not an 8-bit image. Fix: convert it to 8-bit RGB.")
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        w0, h0 = self.sizes[0]
-        w, h = self.sizes[level]
+        corner = _before_truncation(x, self._downsamples[level]), _before_truncation(y, self._downsamples[level])
         try:
-            pixels = self._slide.read_region(
-                (round(x * w0 / w), round(y * h0 / h)), level, (width, height), as_array=True
-            )
+            pixels = self._slide.read_region(corner, level, (width, height), as_array=True)
         except Exception as error:  # whatever a codec raises
             raise _unreadable(self._path, level, x, y, width, height, error) from error
         if pixels.ndim == 2 or pixels.shape[2] == 1:
@@ -318,6 +316,14 @@ class _TiffSlideBackend:
 
     def close(self) -> None:
         self._slide.close()
+
+
+def _before_truncation(position: int, downsample: float) -> int:
+    """The smallest level-0 position that TiffSlide, which divides and cuts, takes to `position` on the level."""
+    start = math.ceil(position * downsample)
+    while int(start / downsample) < position:
+        start += 1
+    return start
 
 
 class _FieldBackend:
