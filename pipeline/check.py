@@ -8,6 +8,7 @@ from typing import Any
 
 import tifffile
 
+from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import FormatError, SlideError
@@ -160,4 +161,4 @@ class CheckStage:
         return "; ".join(facts.warnings)
 
     def _path(self, slide_id: str) -> Path:
-        return self._results / "slides" / f"{slide_id}.json"
+        return Path(layout.slide_facts(self._results, slide_id))

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline.batches import Void
+from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.files import digest_of
@@ -298,7 +299,7 @@ class TilingStage:
         return _verdict(tiles) if tiles.digest == digest else None
 
     def make(self, slide_id: str, digest: str) -> str:
-        facts = read_slide_facts(self._results / "slides" / f"{slide_id}.json")
+        facts = read_slide_facts(layout.slide_facts(self._results, slide_id))
         allowed, refused = allowed_magnifications(facts.um_per_px, self._params)
         grids: dict[float, TileGrid] = {}
         if allowed:
@@ -314,7 +315,7 @@ class TilingStage:
         return _verdict(tiles)
 
     def _rasters(self, reader: SlideReader, slide_id: str) -> Rasters:
-        tissue = read_tissue(self._results / "tissue" / f"{slide_id}.geojson")
+        tissue = read_tissue(layout.tissue_shape(self._results, slide_id))
         width, height = tissue.mask_size
         rgb, scale = reader.thumbnail((tissue.um_per_px[0] * tissue.um_per_px[1]) ** 0.5)
         if rgb.shape[:2] != (height, width):
@@ -333,7 +334,7 @@ class TilingStage:
         return f"no tile with at least {share} tissue" + "".join(f"; {reason}" for reason in refused.values())
 
     def _path(self, slide_id: str) -> Path:
-        return self._results / "tiles" / f"{slide_id}.h5"
+        return Path(layout.tiles(self._results, slide_id))
 
 
 def _source(reader: SlideReader, magnification: float) -> tuple[int, tuple[float, float]]:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from pipeline.batches import Void
+from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.files import digest_of, whole_file
@@ -290,29 +291,32 @@ class TissueStage:
 
     def find(self, slide_id: str, digest: str) -> str | None:
         try:
-            tissue = read_tissue(self._path(slide_id, "geojson"))
+            tissue = read_tissue(self._shape(slide_id))
         except (FileNotFoundError, FormatError):
             return None
-        if tissue.digest != digest or not self._path(slide_id, "png").exists():
+        if tissue.digest != digest or not self._overlay(slide_id).exists():
             return None
         if tissue.void:
             raise Void(tissue.void)
         return _remark(tissue)
 
     def make(self, slide_id: str, digest: str) -> str:
-        facts = read_slide_facts(self._results / "slides" / f"{slide_id}.json")
+        facts = read_slide_facts(layout.slide_facts(self._results, slide_id))
         with open_checked(facts) as reader:
             tissue, rgb, detection = find_tissue(reader, slide_id, self._params, digest)
-        self._path(slide_id, "geojson").unlink(missing_ok=True)  # never beside a newer picture
-        with whole_file(self._path(slide_id, "png")) as part:
+        self._shape(slide_id).unlink(missing_ok=True)  # never beside a newer picture
+        with whole_file(self._overlay(slide_id)) as part:
             part.write_bytes(cv2.imencode(".png", draw_overlay(rgb, detection)[..., ::-1])[1].tobytes())
-        write_tissue(self._path(slide_id, "geojson"), tissue)
+        write_tissue(self._shape(slide_id), tissue)
         if tissue.void:
             raise Void(tissue.void)
         return _remark(tissue)
 
-    def _path(self, slide_id: str, suffix: str) -> Path:
-        return self._results / "tissue" / f"{slide_id}.{suffix}"
+    def _shape(self, slide_id: str) -> Path:
+        return Path(layout.tissue_shape(self._results, slide_id))
+
+    def _overlay(self, slide_id: str) -> Path:
+        return Path(layout.tissue_overlay(self._results, slide_id))
 
 
 def _remark(tissue: Tissue) -> str:
