@@ -49,7 +49,10 @@ def fit_intervals(time: np.ndarray, event: np.ndarray, bins: int) -> Intervals:
     times = np.sort(np.asarray(time, dtype=float)[np.asarray(event) == 1])
     bins = min(bins, len(np.unique(times)))
     edges = np.unique(np.quantile(times, np.arange(1, bins) / bins)) if bins > 1 else np.empty(0)
-    kept = [float(e) for e in edges if (times < e).any()]
+    kept: list[float] = []
+    for edge in edges:
+        if ((times >= max(kept, default=-np.inf)) & (times < edge)).any():
+            kept.append(float(edge))
     return Intervals(tuple(kept), float(np.max(time)))
 
 

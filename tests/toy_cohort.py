@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from models.experiment import Inputs
 from pipeline.contracts.expression import Expression, write_expression
@@ -118,8 +117,3 @@ def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
             role = "test" if held_out else "val" if next_out and k % 2 else "train"
             splits.append(SplitRow(c, f, role))
     return Toy(cases, rna, slides, rows, splits)
-
-
-@pytest.fixture
-def toy() -> Toy:
-    return make_toy()

@@ -1,0 +1,80 @@
+"""Prediction tables and the training index: round trips and refusals."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.contracts.errors import FormatError
+from pipeline.contracts.predictions import (
+    ClassPrediction,
+    LeftOut,
+    SurvivalPrediction,
+    left_out_path,
+    read_left_out,
+    read_predictions,
+    write_class_predictions,
+    write_left_out,
+    write_survival_predictions,
+)
+from pipeline.contracts.training import FoldRow, read_folds, write_folds
+
+
+def test_classes_round_trip_sorted(tmp_path):
+    rows = [
+        ClassPrediction("b", 1, (0.1 + 0.2, 0.7 - 1e-17), "G2", "G 3", "abc"),
+        ClassPrediction("a", 0, (1.0, 0.0), "", "G2", "abd"),
+    ]
+    write_class_predictions(tmp_path / "t.tsv", ("G2", "G 3"), rows)
+    table = read_predictions(tmp_path / "t.tsv")
+    assert table.classes == ("G2", "G 3")
+    assert table.rows == (rows[1], rows[0])
+    assert (tmp_path / "t.tsv").read_text().startswith("case_id\tfold\tp_G2\tp_G 3\tlabel\tpredicted\tcheckpoint\t")
+
+
+def test_survival_round_trip_with_fewer_intervals_in_one_fold(tmp_path):
+    rows = [
+        SurvivalPrediction("a", 0, -1.25, (0.9, 0.4, 0.1), (10.0, 20.0, 33.3), 15.0, 1, "x"),
+        SurvivalPrediction("b", 1, 3e-9, (0.5,), (40.0,), None, None, "y"),
+    ]
+    write_survival_predictions(tmp_path / "t.tsv", rows)
+    table = read_predictions(tmp_path / "t.tsv")
+    assert table.rows == tuple(rows) and table.classes == ()
+
+
+def test_empty_tables(tmp_path):
+    write_class_predictions(tmp_path / "c.tsv", ("A", "B"), [])
+    write_survival_predictions(tmp_path / "s.tsv", [])
+    assert read_predictions(tmp_path / "c.tsv").classes == ("A", "B")
+    assert read_predictions(tmp_path / "c.tsv").rows == read_predictions(tmp_path / "s.tsv").rows == ()
+
+
+def test_refuses_other_versions_and_repeated_cases(tmp_path):
+    path = tmp_path / "t.tsv"
+    row = ClassPrediction("a", 0, (1.0, 0.0), "A", "A", "d")
+    write_class_predictions(path, ("A", "B"), [row])
+    good = path.read_text()
+    path.write_text(good.replace("\t1\n", "\t2\n"))
+    with pytest.raises(FormatError, match="version"):
+        read_predictions(path)
+    path.write_text(good + good.splitlines()[1] + "\n")
+    with pytest.raises(FormatError, match="occurs twice"):
+        read_predictions(path)
+    path.write_text(good.replace("1.0", "one"))
+    with pytest.raises(FormatError, match="one"):
+        read_predictions(path)
+
+
+def test_left_out_round_trip(tmp_path):
+    path = left_out_path(tmp_path / "abmil.tsv")
+    assert path.name == "abmil_left_out.tsv"
+    write_left_out(path, [LeftOut("b", 0, "no RNA"), LeftOut("a", 2, "no usable slide")])
+    assert read_left_out(path) == [LeftOut("a", 2, "no usable slide"), LeftOut("b", 0, "no RNA")]
+
+
+def test_training_index_round_trip(tmp_path):
+    rows = [FoldRow(1, "failed", "no event", seconds=0.25), FoldRow(0, "ok", "", "d", 10, 2, 5, 3, 1.5)]
+    write_folds(tmp_path / "index.tsv", rows)
+    assert read_folds(tmp_path / "index.tsv") == rows[::-1]
+    (tmp_path / "index.tsv").write_text((tmp_path / "index.tsv").read_text().replace("failed", "fail"))
+    with pytest.raises(FormatError, match="unknown status"):
+        read_folds(tmp_path / "index.tsv")
