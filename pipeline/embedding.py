@@ -264,7 +264,7 @@ class _Progress:
 
 
 def _remark(failed: dict[float, int]) -> str:
-    return "; ".join(f"{n} tiles at {m:g}x could not be read" for m, n in sorted(failed.items()) if n)
+    return "; ".join(f"tiles that could not be read at {m:g}x: {n}" for m, n in sorted(failed.items()) if n)
 
 
 def collect_bags(results: str | Path, slug: str, rows: Iterable[BatchRow]) -> list[BagRecord]:

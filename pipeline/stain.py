@@ -53,9 +53,7 @@ class StainParams:
             )
         for key, low, high in (("um_per_px", 0.1, 4), ("pixels", 2000, 2_000_000), ("fields", 1, 2000)):
             if not low <= getattr(self, key) <= high:
-                raise InputError(
-                    f"config.yaml stain.{key}", f"{getattr(self, key)} is not from {low} to {high}."
-                )
+                raise InputError(f"config.yaml stain.{key}", f"{getattr(self, key)} is not from {low} to {high}.")
 
     @property
     def fitted(self) -> dict[str, Any]:
@@ -99,9 +97,11 @@ def _remark(fit: StainFit) -> str:
     remarks = [fit.fallback] if fit.fallback else []
     if fit.white_source == "assumed":
         remarks.append("no glass seen, white assumed to be 255")
+    if fit.diagnostics.get("fields_with_ink", 0):
+        remarks.append(f"fields left out of the stain fit for ink: {fit.diagnostics['fields_with_ink']:g}")
     unreadable = int(fit.diagnostics.get("fields_unreadable", 0))
     if unreadable:
-        remarks.append(f"{unreadable} unreadable fields left out of the stain fit")
+        remarks.append(f"fields left out of the stain fit as unreadable: {unreadable}")
     return "; ".join(remarks)
 
 
@@ -113,7 +113,7 @@ def fit_slide(slide: SlideReader, tiles: TileSet, params: StainParams, digest: s
     if not fields:
         raise SlideError(f"none of {unreadable} tissue fields could be read for the stain fit.")
     rgb, counts = pool_pixels(fields, white, params.pixels, params.seed)
-    method, fallback, separation = fit_pixels(rgb, white, params.method)
+    method, fallback, separation = fit_pixels(rgb, white, params.method, _left_out(counts, len(fields)))
     return StainFit(
         slide_id=tiles.slide_id,
         requested=params.method,
@@ -133,6 +133,11 @@ def fit_slide(slide: SlideReader, tiles: TileSet, params: StainParams, digest: s
         },
         digest=digest,
     )
+
+
+def _left_out(counts: dict[str, float], n_fields: int) -> str:
+    inked = counts["fields_with_ink"]
+    return f" ({inked:g} of {n_fields} fields left out because of ink or pen)" if inked else ""
 
 
 def _overview(slide: SlideReader) -> np.ndarray:
@@ -172,9 +177,7 @@ def read_target(params: StainParams) -> tuple[StainColours, str]:
     try:
         colours = read_stain(path).colours if path.suffix == ".json" else _fit_image(path, params)
     except (OSError, FormatError, SlideError) as error:
-        raise InputError(
-            where, f"{path} cannot be a target: {error}", "name another file, or builtin."
-        ) from error
+        raise InputError(where, f"{path} cannot be a target: {error}", "name another file, or builtin.") from error
     if colours is None:
         raise InputError(where, f"{path} holds no stains (method none).", "name another file, or builtin.")
     return colours, digest_of(bytes_digest(path), params.fitted)

@@ -24,13 +24,13 @@ MAX_RESIDUAL = 0.3  #: relative; more means that two stains do not describe the 
 def estimate_white(rgb: np.ndarray) -> tuple[np.ndarray, str]:
     """Grey levels (float64 [3]) of unstained glass in an overview; ``slide``, or ``assumed`` if none is seen.
 
-    Glass is bright and nearly grey. Pure white is also what fills places without pixels, so it counts only
-    where nothing else is glass. The median is taken within 12 levels of the brightest, so pale tissue does
-    not darken it.
+    Glass is bright and nearly grey, above all not pink, which is pale tissue. Pure white is also what fills
+    places without pixels, so it counts only where nothing else is glass. The median is taken within 12
+    levels of the brightest, so pale tissue does not darken it.
     """
     pixels = rgb.reshape(-1, 3)
     low, high = pixels.min(axis=1).astype(np.int16), pixels.max(axis=1).astype(np.int16)
-    glass = pixels[(low >= 180) & (high - low <= 30)]
+    glass = pixels[(low >= 180) & (high - low <= 30) & (high - pixels[:, 1] <= 15)]
     scanned = glass[(glass < 255).any(axis=1)]
     enough = max(50, len(pixels) // 1000)
     chosen = scanned if len(scanned) >= enough else glass
@@ -66,19 +66,20 @@ def pool_pixels(
     return rgb, counts
 
 
-def fit_pixels(rgb: np.ndarray, white: np.ndarray, method: str) -> tuple[str, str, Separation]:
+def fit_pixels(rgb: np.ndarray, white: np.ndarray, method: str, left_out: str = "") -> tuple[str, str, Separation]:
     """Fit stained pixels uint8 [pixels, 3].
 
-    Returns the method that was used, why it is not `method` (else empty), and the fit. Raises SlideError
-    for fewer than `MIN_PIXELS` pixels and when Macenko's method, the last resort, is implausible too.
+    `left_out` is said of missing pixels. Returns the method that was used, why it is not `method` (else
+    empty), and the fit. Raises SlideError for fewer than `MIN_PIXELS` pixels and when Macenko's method, the
+    last resort, is implausible too.
     """
     if len(rgb) < MIN_PIXELS:
         raise SlideError(
-            f"{len(rgb)} stained pixels, expected at least {MIN_PIXELS}: no stain can be fitted. Fix: look at"
+            f"{len(rgb)} stained pixels{left_out}, expected at least {MIN_PIXELS}: no stain can be fitted. Fix: look at"
             " the tissue overlay (pale, inked or not H&E?) and exclude the slide, or set stain.method: none."
         )
     od = optical_density(rgb, white)
-    problems = []
+    problems: list[str] = []
     for name in ("vahadane", "macenko") if method == "vahadane" else (method,):
         fit = fit_vahadane(od, np.array(BUILTIN_TARGET.matrix)) if name == "vahadane" else fit_macenko(od)
         problem = implausible(fit)

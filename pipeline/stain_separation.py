@@ -106,9 +106,7 @@ def concentrations(od: np.ndarray, matrix: np.ndarray, lasso: float = CODE_LASSO
     )
 
 
-def fit_vahadane(
-    od: np.ndarray, start: np.ndarray, iterations: int = 300, tolerance: float = 1e-5
-) -> Separation:
+def fit_vahadane(od: np.ndarray, start: np.ndarray, iterations: int = 300, tolerance: float = 1e-5) -> Separation:
     """Sparse non-negative matrix factorisation of optical densities [pixels, 3] into two stains.
 
     Alternates exact concentrations (see `concentrations`) with one exact, non-negative, unit-ball update of

@@ -32,16 +32,14 @@ class StainTransfer:
     """
 
     def __init__(self, source: StainColours | None, target: StainColours) -> None:
-        self._linear = None
+        self._linear: np.ndarray | None = None
         if source is None:
             return
         matrix = np.array(source.matrix)
         gram = matrix @ matrix.T
         inverse = np.linalg.inv(gram)
         grey = np.maximum(np.arange(256.0), 1.0)[:, None] / np.array(source.white)
-        self._density = np.ascontiguousarray(
-            np.maximum(-np.log(grey), 0).T, np.float32
-        )  # [channel, grey level]
+        self._density = np.ascontiguousarray(np.maximum(-np.log(grey), 0).T, np.float32)  # [channel, grey level]
         self._linear = (inverse @ matrix).astype(np.float32)  # [stain, channel]
         self._offset = (inverse.sum(axis=1) * CODE_LASSO).astype(np.float32)
         self._cosine = np.float32(gram[0, 1])
@@ -56,14 +54,14 @@ class StainTransfer:
         pixels = np.ascontiguousarray(rgb).reshape(-1, 3)
         painted = np.empty_like(pixels)
         for start in range(0, len(pixels), CHUNK_PIXELS):
-            self._repaint(pixels[start : start + CHUNK_PIXELS], painted[start : start + CHUNK_PIXELS])
+            self._repaint(self._linear, pixels[start : start + CHUNK_PIXELS], painted[start : start + CHUNK_PIXELS])
         return painted.reshape(rgb.shape)
 
-    def _repaint(self, pixels: np.ndarray, painted: np.ndarray) -> None:
+    def _repaint(self, linear: np.ndarray, pixels: np.ndarray, painted: np.ndarray) -> None:
         density = [np.take(self._density[channel], pixels[:, channel]) for channel in range(3)]
         first, second = (
             row[0] * density[0] + row[1] * density[1] + row[2] * density[2] - offset
-            for row, offset in zip(self._linear, self._offset, strict=True)
+            for row, offset in zip(linear, self._offset, strict=True)
         )
         haematoxylin = np.maximum(first + self._cosine * np.minimum(second, 0), 0)
         eosin = np.maximum(second + self._cosine * np.minimum(first, 0), 0)

@@ -348,10 +348,17 @@ def read_index(path: str | Path) -> list[BagRecord]:
     records = []
     for row in read_table(path, [field.name for field in fields(BagRecord)]):
         try:
-            numbers = {key: float(row[key]) for key in ("magnification", "um_per_px")}
-            n_tiles = int(row["n_tiles"])
+            record = BagRecord(
+                slide_id=row["slide_id"],
+                case_id=row["case_id"],
+                magnification=float(row["magnification"]),
+                path=Path(path).parent / row["path"],
+                n_tiles=int(row["n_tiles"]),
+                um_per_px=float(row["um_per_px"]),
+                digest=row["digest"],
+                weights=row["weights"],
+            )
         except ValueError as error:
             raise FormatError(f"{path}: {error}. Fix: delete it and rerun its stage.") from error
-        place = Path(path).parent / row["path"]
-        records.append(BagRecord(**{**row, **numbers, "path": place, "n_tiles": n_tiles}))
+        records.append(record)
     return records

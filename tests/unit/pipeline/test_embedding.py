@@ -153,7 +153,7 @@ def test_unreadable_tiles_have_no_row_and_are_no_parents(tmp_path: Path, monkeyp
     broken = {20: {0, 17, len(fine) - 1}, 10: {3, 4}}
     break_cells(monkeypatch, broken, tiles)
     stage = stub_stage(tmp_path, max_failed_fraction=0.2)
-    assert stage.make("s0", "d") == "2 tiles at 10x could not be read; 3 tiles at 20x could not be read"
+    assert stage.make("s0", "d") == "tiles that could not be read at 10x: 2; tiles that could not be read at 20x: 3"
     fine_bag, coarse_bag = bags(tmp_path)
     for bag, grid, rows in ((fine_bag, fine, broken[20]), (coarse_bag, coarse, broken[10])):
         kept = [row for row in range(len(grid)) if row not in rows]
@@ -168,7 +168,7 @@ def test_unreadable_tiles_have_no_row_and_are_no_parents(tmp_path: Path, monkeyp
         else:
             np.testing.assert_array_equal(coarse_bag.cell[parent], cell // 2)
     assert orphans > 0
-    assert stage.find("s0", "d") == "2 tiles at 10x could not be read; 3 tiles at 20x could not be read"
+    assert stage.find("s0", "d") == "tiles that could not be read at 10x: 2; tiles that could not be read at 20x: 3"
 
 
 @pytest.mark.parametrize(("share", "fails"), [(0.03, True), (0.05, False)])
