@@ -171,6 +171,8 @@ def test_level_just_below_a_whole_downsample_is_found(tmp_path, rng):
     levels = [base, cv2.resize(base, (251, 201))]  # 3.98: an int would make it 3
     with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
         assert slide.source_level(1.0) == 1
+        assert slide.source_level(0.9) == 0
+        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * 800 / 201))
 
 
 def test_regions_are_exact_and_white_outside(tmp_path, rng):
