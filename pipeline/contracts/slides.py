@@ -18,11 +18,12 @@ FORMAT_VERSION = 1
 class SlideFacts:
     """A usable slide file.
 
-    `dimensions` are (width, height) in level-0 pixels; `levels` are (width, height, downsample x, downsample y) from
-    the finest. `um_per_px` is (x, y) at level 0 and `um_per_px_source` where it came from: sheet, vendor, TIFF tags or
-    text. `um_per_px_override` is the sheet's value or None; with it the file opens as it was checked. `bounds` are
-    (x, y, width, height) of the scanned area in level-0 pixels. `background` is the grey level or colour (R, G, B) put
-    where the file holds no pixels. `warnings` are remarks that do not stop the slide.
+    `dimensions` are (width, height) in level-0 pixels; `levels` are (width, height, downsample x, downsample
+    y) from the finest. `um_per_px` is (x, y) at level 0 and `um_per_px_source` where it came from: sheet,
+    vendor, TIFF tags or text. `um_per_px_override` is the sheet's value or None; with it the file opens as it
+    was checked. `bounds` are (x, y, width, height) of the scanned area in level-0 pixels. `background` is the
+    colour (R, G, B) put where the file holds no pixels. `warnings` are remarks that do not stop
+    the slide.
     """
 
     slide_id: str
@@ -83,9 +84,7 @@ def read_slide_facts(path: str | Path) -> SlideFacts:
             digest=body["digest"],
         )
     except (KeyError, TypeError, IndexError) as error:
-        raise FormatError(
-            f"{path}: field {error} is missing or wrong. Fix: delete it and rerun the check."
-        ) from error
+        raise FormatError(f"{path}: field {error} is missing or wrong. Fix: delete it and rerun the check.") from error
 
 
 def _four(values: list[int]) -> tuple[int, int, int, int]:
