@@ -57,12 +57,12 @@ class Experiment:
         where = f"config.yaml experiments '{self.name}'"
         check_id(str(self.name), "config.yaml experiments", "experiment name")
         needs(self.model, where)
-        for key, low, high in (("epochs", 1, 100_000), ("batch_size", 1, 100_000), ("patience", 0, 100_000)):
+        for key, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
             if getattr(self, key) is not None:
-                check_range(f"{key} of '{self.name}'", getattr(self, key), low, high, integer=True)
-        for key, low, high in (("lr", 1e-12, 100), ("weight_decay", 0, 100)):
+                check_range(f"{key} of '{self.name}'", getattr(self, key), least, 100_000, integer=True)
+        for key, smallest in (("lr", 1e-12), ("weight_decay", 0.0)):
             if getattr(self, key) is not None:
-                check_range(f"{key} of '{self.name}'", getattr(self, key), low, high)
+                check_range(f"{key} of '{self.name}'", getattr(self, key), smallest, 100)
         check_range(f"seed of '{self.name}'", self.seed, 0, 2**31 - 1, integer=True)
         check_range(f"bins of '{self.name}'", self.bins, 2, 100, integer=True)
         if self.precision not in ("float32", "bfloat16"):

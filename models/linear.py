@@ -185,18 +185,40 @@ def fit_logistic(
     return model.coef_, model.intercept_
 
 
+class RiskSets:
+    """Who was still at risk at each event time; what the partial likelihood needs of the outcomes.
+
+    Attributes
+    ----------
+    event : float64 [cases]
+    members : bool [event times, cases]; deaths : int [event times], events at each time (ties after Breslow)
+    """
+
+    def __init__(self, time: np.ndarray, event: np.ndarray) -> None:
+        times = np.unique(time[event == 1])
+        self.event = (event == 1).astype(float)
+        self.members = time[None, :] >= times[:, None]
+        self.deaths = ((time[None, :] == times[:, None]) & (event == 1)).sum(axis=1)
+        self._latest_first = np.argsort(-time, kind="stable")
+        self._size = self.members.sum(axis=1)
+
+    def log_hazard(self, risk: np.ndarray) -> np.ndarray:
+        """Log of the summed relative hazards of those at risk, float64 [event times]."""
+        return np.logaddexp.accumulate(risk[self._latest_first])[self._size - 1]
+
+    def loss(self, risk: np.ndarray) -> float:
+        """Negative log partial likelihood, summed over events."""
+        return float(self.deaths @ self.log_hazard(risk) - self.event @ risk) if len(self.deaths) else 0.0
+
+    def shares(self, risk: np.ndarray) -> np.ndarray:
+        """Each case's part of the hazard at each event time, [event times, cases]; rows sum to 1."""
+        exponent = np.minimum(risk[None, :] - self.log_hazard(risk)[:, None], 0.0)
+        return np.where(self.members, np.exp(exponent), 0.0)
+
+
 def cox_loss(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
-    """Negative log partial likelihood, ties after Breslow, summed over events."""
-    total = 0.0
-    for t in np.unique(time[event == 1]):
-        now = (time == t) & (event == 1)
-        total += now.sum() * _log_sum_exp(risk[time >= t]) - risk[now].sum()
-    return float(total)
-
-
-def _log_sum_exp(values: np.ndarray) -> float:
-    top = values.max()
-    return float(top + np.log(np.exp(values - top).sum()))
+    """Negative log partial likelihood, ties after Breslow, summed over events; 0 without one."""
+    return RiskSets(time, event).loss(risk)
 
 
 def fit_cox(x: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, steps: int = 200) -> np.ndarray:
@@ -212,24 +234,21 @@ def fit_cox(x: np.ndarray, time: np.ndarray, event: np.ndarray, penalty: float, 
     -------
     beta : float64 [columns]
     """
-    times = np.unique(time[event == 1])
-    at_risk = time[None, :] >= times[:, None]  # [event times, cases]
-    deaths = ((time[None, :] == times[:, None]) & (event == 1)).sum(axis=1)
+    sets = RiskSets(time, event)
+    beta = np.zeros(x.shape[1])
 
     def loss(beta: np.ndarray) -> float:
-        return cox_loss(x @ beta, time, event) + penalty / 2 * float(beta @ beta)
+        return sets.loss(x @ beta) + penalty / 2 * float(beta @ beta)
 
-    beta = np.zeros(x.shape[1])
     current = loss(beta)
     for _ in range(steps):
-        eta = x @ beta
-        share = at_risk * np.exp(eta - eta.max())
-        share /= share.sum(axis=1, keepdims=True)  # each case's part of the hazard at each event time
-        expected = deaths @ share
-        gradient = x.T @ (expected - event) + penalty * beta
+        share = sets.shares(x @ beta)
+        expected = sets.deaths @ share
+        gradient = x.T @ (expected - sets.event) + penalty * beta
         if np.abs(gradient).max(initial=0.0) <= 1e-9 * max(1.0, penalty):
             break
-        curvature = (x.T * expected) @ x - (mean := share @ x).T @ (mean * deaths[:, None])
+        mean = share @ x
+        curvature = (x.T * expected) @ x - mean.T @ (mean * sets.deaths[:, None])
         step = np.linalg.solve(curvature + penalty * np.eye(len(beta)), gradient)
         size = 1.0
         while (proposed := loss(beta - size * step)) > current and size > 1e-10:

@@ -114,6 +114,6 @@ def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
     for f in range(folds):
         for k, c in enumerate(cases):
             held_out, next_out = (k // 3) % folds == f, (k // 3) % folds == (f + 1) % folds
-            role = "test" if held_out else "val" if next_out and k % 2 else "train"
+            role = "test" if held_out else "val" if next_out and (k // 3 + k) % 3 == 0 else "train"
             splits.append(SplitRow(c, f, role))
     return Toy(cases, rna, slides, rows, splits)

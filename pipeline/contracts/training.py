@@ -45,9 +45,16 @@ def read_folds(path: str | Path) -> list[FoldRow]:
     for record in read_table(path, [f.name for f in fields(FoldRow)]):
         try:
             numbers = {key: int(record[key]) for key in NUMBERS}
-            rows.append(FoldRow(**{**record, **numbers, "seconds": float(record["seconds"])}))
+            row = FoldRow(
+                status=record["status"],
+                reason=record["reason"],
+                digest=record["digest"],
+                seconds=float(record["seconds"]),
+                **numbers,
+            )
         except ValueError as error:
             raise FormatError(f"{path}: {error}. Fix: delete it and rerun train_model.") from error
+        rows.append(row)
         if record["status"] not in (OK, FAILED):
             raise FormatError(f"{path}: unknown status '{record['status']}'. Fix: delete it and rerun train_model.")
     return rows
