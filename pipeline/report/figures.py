@@ -44,6 +44,7 @@ def drawing(
     """A figure (inches) in the report's style and its axes, [rows, columns]."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         yield figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 

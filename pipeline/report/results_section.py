@@ -13,7 +13,7 @@ from pipeline.contracts.files import read_table
 from pipeline.contracts.predictions import Predictions, left_out_path, read_left_out, read_predictions
 from pipeline.contracts.tasks import SURVIVAL, Task
 from pipeline.contracts.training import FAILED, FoldRow, read_folds
-from pipeline.report.classification_figures import confusion_matrix, roc_curves
+from pipeline.report.classification_figures import classification_figure
 from pipeline.report.figures import Picture, drawing, intervals, png
 from pipeline.report.reading import Run
 from pipeline.report.survival_figures import kaplan_meier, split_by_risk
@@ -38,9 +38,13 @@ def _task_section(run: Run, task: Task) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "experiments": [_experiment_row(x, folds[x["name"]], predictions.get(x["name"])) for x in experiments],
-        "metrics": [_numeric(row) for row in metrics],
+        "metrics": _pivot([_numeric(row) for row in metrics]),
         "metrics_figure": _metrics_figure([_numeric(row) for row in metrics], _chance(task, predictions)),
-        "differences": [_numeric(row) for row in _table(run, f"differences of task {task.name}", differences)],
+        "differences": [
+            _numeric(row)
+            for row in _table(run, f"differences of task {task.name}", differences)
+            if row["metric"] in METRICS_DRAWN
+        ],
         "figures": _figures(task, predictions),
         "curves": training_curves(run, task.name, names),
         "confidence": float(metrics[0]["confidence"]) if metrics else 0.95,
@@ -58,6 +62,22 @@ def _numeric(row: dict[str, str]) -> dict[str, Any]:
         if key in row:
             values[key] = float(row[key]) if row[key] else math.nan
     return values | {"metric_name": NAMES.get(row["metric"], row["metric"].replace("_", " "))}
+
+
+def _pivot(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A row per experiment and a column per metric, and the remarks on undefined or incomplete values."""
+    if not rows:
+        return None
+    names = list(dict.fromkeys(row["metric_name"] for row in rows))
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        line = table.setdefault(
+            row["experiment"], {"cells": dict.fromkeys(names), "n_cases": row["n_cases"], "notes": []}
+        )
+        line["cells"][row["metric_name"]] = row
+        if row["note"] and row["note"] not in line["notes"]:
+            line["notes"].append(row["note"])
+    return {"names": names, "rows": table, "has_notes": any(line["notes"] for line in table.values())}
 
 
 def _folds(run: Run, task: str, experiment: str) -> list[FoldRow]:
@@ -131,11 +151,9 @@ def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, 
             continue
         known = [row for row in table.rows if row.label in table.classes]
         if known:
-            labels = [row.label for row in known]
+            labels, predicted, folds = ([getattr(row, key) for row in known] for key in ("label", "predicted", "fold"))
             probabilities = np.array([row.probability for row in known]).T
-            folds = [row.fold for row in known]
-            picture = roc_curves(name, labels, folds, dict(zip(table.classes, probabilities, strict=True)))
-            figures.append({"picture": picture, "alt": f"ROC curves, {name}"})
-            picture = confusion_matrix(name, table.classes, labels, [row.predicted for row in known])
-            figures.append({"picture": picture, "alt": f"confusion matrix, {name}"})
+            named = dict(zip(table.classes, probabilities, strict=True))
+            picture = classification_figure(name, labels, predicted, folds, named)
+            figures.append({"picture": picture, "alt": f"ROC curves and confusion matrix, {name}"})
     return figures

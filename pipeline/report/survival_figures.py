@@ -60,11 +60,11 @@ def kaplan_meier(title: str, groups: RiskGroups, time_unit: str) -> Picture:
                                           censor_styles={"ms": 4, "marker": "|"})  # fmt: skip
             for t in ticks:
                 lower.text(t, -row, str(int((groups.time[member] >= t).sum())), ha="center", va="center", fontsize=8)
-            lower.text(-0.02, -row, name, ha="right", va="center", fontsize=8, color=colour,
+            lower.text(-0.05, -row, name, ha="right", va="center", fontsize=8, color=colour,
                        transform=lower.get_yaxis_transform())  # fmt: skip
         upper.set(title=title, ylim=(0, 1.02), xlim=(0, end * 1.02), xlabel="", ylabel="share without event")
         upper.set_xticks(ticks)
-        upper.legend(loc="lower left")
+        upper.legend(loc="lower left", frameon=True, framealpha=0.85, edgecolor="none", borderpad=0.3)
         if np.isfinite(groups.p_value):
             upper.text(0.98, 0.97, f"log-rank p = {groups.p_value:.2g}", transform=upper.transAxes,
             ha="right", va="top",
