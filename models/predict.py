@@ -109,7 +109,7 @@ def predict_cases(
     left_out : case_id -> reason, for the others
     """
     device = device or torch.device("cpu")
-    _check_widths(checkpoint, cohort, case_ids)
+    _check_features(checkpoint, cohort, case_ids)
     model = build_model(checkpoint.experiment, checkpoint).to(device)
     model.load_state_dict(checkpoint.state)
     model.eval()
@@ -138,11 +138,20 @@ def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, batches: list) 
     return CaseOutcome(case_id, risk=float(risk.mean()), survival=survival.mean(dim=0).cpu().numpy())
 
 
-def _check_widths(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
-    found = cohort.feature_width(case_ids)
-    if checkpoint.sizes.features and found and found != checkpoint.sizes.features:
+def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
+    if not checkpoint.sizes.features:
+        return
+    where = f"features for experiment '{checkpoint.experiment.name}'"
+    if cohort.magnification != checkpoint.magnification:
         raise InputError(
-            f"features for experiment '{checkpoint.experiment.name}'",
+            where,
+            f"they are at {cohort.magnification:g}x, but it was trained at {checkpoint.magnification:g}x.",
+            "use the bags of the magnification that it was trained on.",
+        )
+    found = cohort.feature_width(case_ids)
+    if found and found != checkpoint.sizes.features:
+        raise InputError(
+            where,
             f"{found} features per tile, but it was trained on {checkpoint.sizes.features}.",
             "use the features of the encoder that it was trained on.",
         )

@@ -160,3 +160,13 @@ def test_features_of_another_encoder_are_refused(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "models" / "fold0" / "checkpoint.pt")
     with pytest.raises(InputError, match="12 features per tile, but it was trained on 6"):
         predict_cases(checkpoint, Cohort(other.features_index), ["C00"])
+
+
+def test_another_magnification_is_refused(tmp_path):
+    toy = make_toy()
+    inputs, _, _ = run(toy, GRADE, tmp_path, "abmil")
+    checkpoint = read_checkpoint(tmp_path / "models" / "fold0" / "checkpoint.pt")
+    index = tmp_path / "data" / "features" / "index.tsv"
+    index.write_text(index.read_text().replace("\t10\t", "\t20\t"))
+    with pytest.raises(InputError, match="at 20x, but it was trained at 10x"):
+        predict_cases(checkpoint, Cohort(inputs.features_index), ["C00"])

@@ -242,6 +242,27 @@ def test_windows_cover_every_tile():
     assert torch.isfinite(model(batch).logits).all()
 
 
+@pytest.mark.parametrize(("side", "coarse"), [(50, 12), (18, 4), (8, 2)])
+def test_coarse_side_of_the_reference(side, coarse):
+    model = model_of(fixed_length=side * side, convention="corner")
+    genes = {"tumour": torch.randn(1, 5), "tme": torch.randn(1, 3)}
+    slides = unpadded(batch_of(torch.randn(1, side * side, 8), genes), side * side)
+    points = model.tumour(slides, genes["tumour"]).points[0]
+    assert points.place.shape == (8, 2, coarse, coarse) and points.valid.all()
+
+
+@pytest.mark.parametrize(("convention", "expected"), [("half_pixel", [1.5, 5.5, 9.5]), ("corner", [-0.5, 5.5, 11.5])])
+def test_resting_points_on_the_fine_lattice(convention, expected):
+    """A linear ramp is sampled at the resting points of a 12 x 12 lattice: 3 coarse points per side."""
+    model = model_of(**({"convention": "corner", "fixed_length": 144} if convention == "corner" else {}))
+    attention = model.tumour.attention
+    place = torch.stack(torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="xy"))[None]
+    grid = attention._normalised(place, 12, 12)
+    ramp = torch.arange(12.0).expand(1, 1, 12, 12)
+    seen = torch.nn.functional.grid_sample(ramp, grid, padding_mode="border", align_corners=False)[0, 0, 1]
+    torch.testing.assert_close(seen, torch.tensor(expected).clamp(0, 11))
+
+
 def test_common_offsets_of_a_full_square_are_the_offsets():
     rng = torch.Generator().manual_seed(5)
     cell = torch.stack(torch.meshgrid(torch.arange(48), torch.arange(48), indexing="xy"), dim=-1).reshape(-1, 2)
