@@ -89,8 +89,8 @@ def test_only_networks_of_a_fixed_size_resize_by_themselves() -> None:
     transformer = load_encoder(EncoderSpec("v", "test_vit", weights="random"))
     assert load_encoder(RANDOM).facts.input_px is None
     assert transformer.facts.input_px == 160 and transformer.encode(some_tiles(2, 224)).shape == (2, 64)
-    smaller = load_encoder(EncoderSpec("v", "test_vit", weights="random", input_px=96))
-    assert smaller.facts.input_px == 96 and smaller.encode(some_tiles(2, 224)).shape == (2, 64)
+    smaller = load_encoder(EncoderSpec("v", "vit_tiny_patch16_224", weights="random", input_px=96))
+    assert smaller.facts.input_px == 96 and smaller.encode(some_tiles(2, 224)).shape == (2, 192)
 
 
 def test_input_px_resizes() -> None:
@@ -137,6 +137,16 @@ def test_digest_of_weights_sees_one_changed_number() -> None:
     assert weights_digest(network) != before
 
 
+class RunsCode:
+    """A pickle of this makes a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
 def test_files_that_are_no_state_dict_of_the_network(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     spec = EncoderSpec("tiny", TINY, weights="file", path=str(path))
@@ -146,9 +156,13 @@ def test_files_that_are_no_state_dict_of_the_network(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a plain state dict"):
         load_encoder(spec)
     network = timm.create_model(TINY, pretrained=False, num_classes=0)
-    torch.save(network, path)  # a pickle may run code when it is loaded
+    torch.save(network, path)
     with pytest.raises(InputError, match="whole pickled models are not loaded"):
         load_encoder(spec)
+    torch.save({"state_dict": network.state_dict(), "extra": RunsCode(tmp_path / "ran")}, path)
+    with pytest.raises(InputError, match="whole pickled models are not loaded"):
+        load_encoder(spec)
+    assert not (tmp_path / "ran").exists()
     state = network.state_dict()
     state.pop(next(iter(state)))
     torch.save(state, path)

@@ -165,6 +165,16 @@ def test_fields_with_ink_take_no_part(name: str) -> None:
         fit_pixels(pixels, WHITE, "vahadane")
 
 
+def test_a_field_with_some_ink_is_left_out_whole() -> None:
+    rng = np.random.default_rng()
+    clean, inked = (render(rng, random_matrix(rng), WHITE, (64, 80)) for _ in range(2))
+    inked[:10] = np.rint(inked[:10] * (0.3, 0.8, 0.7))  # a green pen over a sixth of it
+    one, _ = pool_pixels([clean], WHITE, 50_000, 0)
+    both, counts = pool_pixels([clean, inked], WHITE, 50_000, 0)
+    np.testing.assert_array_equal(one, both)
+    assert counts["fields_with_ink"] == 1 and counts["ink_fraction"] > 0.02
+
+
 def test_clean_fields_have_no_ink() -> None:
     for name in REAL:
         assert classify_pixels(real_field(name), WHITE).ink.mean() < 0.01, name
@@ -191,9 +201,7 @@ def test_pooled_pixels_are_as_many_as_asked_and_the_same_again() -> None:
 
 def test_one_colour_is_refused_in_words() -> None:
     pixels = np.full((5000, 3), (150, 80, 140), np.uint8)
-    with pytest.raises(
-        SlideError, match=r"vahadane stain fit implausible.*macenko stain fit implausible.*Fix"
-    ):
+    with pytest.raises(SlideError, match=r"vahadane stain fit implausible.*macenko stain fit implausible.*Fix"):
         fit_pixels(pixels, WHITE, "vahadane")
 
 
