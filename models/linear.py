@@ -82,7 +82,7 @@ class Linear(Model):
     def fit(
         self, batch: Batch, targets: Targets, validation: tuple[Batch, Targets] | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Fit on the training cases. Returns history rows and notes."""
+        """Fit on the training cases, once per strength. Returns a history row per fit, and notes."""
         notes: list[str] = []
         strengths: tuple[float, ...] = STRENGTHS
         if self.config.strength is not None:
@@ -91,15 +91,18 @@ class Linear(Model):
             strengths = (STRENGTH,)
             notes.append(f"strength {STRENGTH:g}: there is no validation case to choose it by")
         training = RowSpace(batch.genes["all"].double().cpu().numpy())
-        rows, losses, states = [], [], []
+        rows: list[dict[str, Any]] = []
+        losses, states = [], []
         for strength in strengths:
             self._fit_once(training, targets, strength)
             loss = self._loss(batch, targets)
             val_loss = None if validation is None else self._loss(*validation)
-            rows.append({"strength": strength, "loss": loss, "val_loss": val_loss})
+            rows.append({"strength": strength, "training_loss": loss, "val_loss": val_loss})
             losses.append(loss if val_loss is None else val_loss)
             states.append({key: value.clone() for key, value in self.state_dict().items()})
         best = int(np.argmin(losses))
+        for number, row in enumerate(rows):
+            row["best"] = int(number == best)
         self.load_state_dict(states[best])
         if len(strengths) > 1:
             notes.append(f"strength {strengths[best]:g} chosen by the validation loss")

@@ -41,7 +41,8 @@ def test_held_out_inputs_leave_no_trace(tmp_path, model, task):
     """Every input of the fold's test cases is replaced: RNA, features, tile places, label, time, event."""
     toy = make_toy(folds=2)
     before = tmp_path / "before"
-    rows = train(experiment(model), task, toy.write(before / "data"), before / "out")
+    made = experiment(model, epochs=2)
+    rows = train(made, task, toy.write(before / "data"), before / "out")
     assert [row.status for row in rows] == ["ok", "ok"]
     rng = np.random.default_rng(99)
     held_out = {row.case_id for row in toy.splits if row.fold == 0 and row.role == "test"}
@@ -54,7 +55,7 @@ def test_held_out_inputs_leave_no_trace(tmp_path, model, task):
         if case in held_out:
             toy.slides[slide] = (case, rng.normal(20, 5, size=features.shape), cell[::-1] + 4)
     after = tmp_path / "after"
-    train(experiment(model), task, toy.write(after / "data"), after / "out")
+    train(made, task, toy.write(after / "data"), after / "out")
     assert artefacts(before / "out", 0) == artefacts(after / "out", 0)
     assert artefacts(before / "out", 1)[0] != artefacts(after / "out", 1)[0]  # there they are training cases
 
