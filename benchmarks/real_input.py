@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from models.predict import predict_cases
-from pipeline.genes import GeneParams, select_genes_for_folds
 
 from models.experiment import Experiment
+from models.predict import predict_cases
 from models.train import Inputs, train_folds
 from pipeline.contracts import layout
 from pipeline.contracts.batches import read_batch
@@ -32,6 +31,7 @@ from pipeline.contracts.files import read_table, write_table
 from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task, read_labels
 from pipeline.expression import ExpressionParams, prepare_expression
+from pipeline.genes import GeneParams, select_genes_for_folds
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

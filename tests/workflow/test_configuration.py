@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from models.evaluate import EvaluationParams
-from pipeline.embedding import EmbeddingParams
-from pipeline.encoders import EncoderSpec
-from pipeline.genes import GeneParams
-from pipeline.splits import SplitParams
-from pipeline.tiling import TilingParams
-from pipeline.tissue import TissueParams
 
+from models.evaluate import EvaluationParams
 from models.experiment import Experiment
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.tasks import Task
+from pipeline.embedding import EmbeddingParams
+from pipeline.encoders import EncoderSpec
 from pipeline.expression import ExpressionParams
+from pipeline.genes import GeneParams
+from pipeline.splits import SplitParams
 from pipeline.stain import StainParams
+from pipeline.tiling import TilingParams
+from pipeline.tissue import TissueParams
 from workflow.configuration import checked, schema
 
 ROOT = Path(__file__).resolve().parents[2]
