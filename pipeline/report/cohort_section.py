@@ -63,7 +63,8 @@ def _expression_facts(expression: Expression | None) -> dict[str, Any] | None:
 
 def _task_row(run: Run, task: Task) -> dict[str, Any]:
     row = {"name": task.name, "kind": task.kind, "labelled": "", "labels": "", "missing": ""}
-    labels = run.attempt(f"labels of task {task.name}", lambda: read_labels(run.cases, task)) if run.cases else None
+    cases = run.cases
+    labels = run.attempt(f"labels of task {task.name}", lambda: read_labels(cases, task)) if cases else None
     if labels is None:
         return row
     for case, why in list(labels.missing.items())[:LISTED]:
@@ -85,7 +86,7 @@ def _label_text(labels: Labels) -> str:
 
 def _covariates(run: Run) -> list[tuple[str, str]]:
     """Values of the columns that describe where cases come from, when few enough to be groups."""
-    rows = []
+    rows: list[tuple[str, str]] = []
     for column in ("cohort", "site", "sex"):
         if run.cases and column in run.cases.columns:
             counts = Counter(row[column] or "unknown" for row in run.cases.rows.values())

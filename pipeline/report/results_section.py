@@ -10,7 +10,14 @@ import numpy as np
 
 from pipeline.contracts import layout
 from pipeline.contracts.files import read_table
-from pipeline.contracts.predictions import Predictions, left_out_path, read_left_out, read_predictions
+from pipeline.contracts.predictions import (
+    ClassPrediction,
+    Predictions,
+    SurvivalPrediction,
+    left_out_path,
+    read_left_out,
+    read_predictions,
+)
 from pipeline.contracts.tasks import SURVIVAL, Task
 from pipeline.contracts.training import FAILED, FoldRow, read_folds
 from pipeline.report.classification_figures import classification_figure
@@ -141,7 +148,8 @@ def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, 
     figures = []
     for name, table in predictions.items():
         if task.kind == SURVIVAL:
-            known = [row for row in table.rows if row.time is not None and row.event is not None]
+            timed = [row for row in table.rows if isinstance(row, SurvivalPrediction)]
+            known = [row for row in timed if row.time is not None and row.event is not None]
             if known:
                 columns = (
                     np.array([getattr(r, key) for r in known], float) for key in ("time", "event", "risk", "fold")
@@ -149,10 +157,12 @@ def _figures(task: Task, predictions: dict[str, Predictions]) -> list[dict[str, 
                 picture = kaplan_meier(name, split_by_risk(*columns), task.time_unit)
                 figures.append({"picture": picture, "alt": f"Kaplan-Meier curves by predicted risk, {name}"})
             continue
-        known = [row for row in table.rows if row.label in table.classes]
-        if known:
-            labels, predicted, folds = ([getattr(row, key) for row in known] for key in ("label", "predicted", "fold"))
-            probabilities = np.array([row.probability for row in known]).T
+        labelled = [row for row in table.rows if isinstance(row, ClassPrediction) and row.label in table.classes]
+        if labelled:
+            labels, predicted, folds = (
+                [getattr(row, key) for row in labelled] for key in ("label", "predicted", "fold")
+            )
+            probabilities = np.array([row.probability for row in labelled]).T
             named = dict(zip(table.classes, probabilities, strict=True))
             picture = classification_figure(name, labels, predicted, folds, named)
             figures.append({"picture": picture, "alt": f"ROC curves and confusion matrix, {name}"})

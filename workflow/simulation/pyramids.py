@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,9 @@ def pyramid_bytes(image: np.ndarray, um_per_px: float | None, downsamples: tuple
     are the reductions below level 0, for instance (2, 4).
     """
     buffer = io.BytesIO()
-    tags = {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+    tags: dict[str, Any] = (
+        {} if um_per_px is None else {"resolution": (1e4 / um_per_px,) * 2, "resolutionunit": "CENTIMETER"}
+    )
     height, width = image.shape[:2]
     with tifffile.TiffWriter(buffer) as writer:
         for downsample in (1, *downsamples):
