@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.contracts import layout
-from pipeline.contracts.batches import OK, BatchRow
+from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import EncoderFacts, read_facts
 from pipeline.contracts.errors import FormatError, InputError, SlideError, nearest
-from pipeline.contracts.features import BagRecord, BagSource, BagWriter, read_cells, read_summary, verify_bag
+from pipeline.contracts.features import BagSource, BagWriter, read_cells, verify_bag
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slides import SlideFacts, read_slide_facts
@@ -265,37 +264,3 @@ class _Progress:
 
 def _remark(failed: dict[float, int]) -> str:
     return "; ".join(f"tiles that could not be read at {m:g}x: {n}" for m, n in sorted(failed.items()) if n)
-
-
-def collect_bags(results: str | Path, slug: str, rows: Iterable[BatchRow]) -> list[BagRecord]:
-    """The bags of one encoder that training may read: every magnification of each slide whose row is ok.
-
-    Raises FormatError when a file that the batch declared is missing, damaged or of another digest.
-    """
-    folder = Path(layout.features_index(results, slug)).parent
-    labels = sorted(path.name for path in folder.glob("*x") if path.is_dir())
-    records = []
-    for row in rows:
-        if row.status != OK:
-            continue
-        found = []
-        for label in labels:
-            path = folder / label / f"{row.slide_id}.h5"
-            summary = read_summary(path) if path.exists() else None
-            if summary is None or summary.source.digest != row.digest:
-                continue  # left by an earlier configuration
-            source = summary.source
-            found.append(
-                BagRecord(
-                    row.slide_id, row.case_id, source.magnification, path, summary.n_tiles, source.um_per_px,
-                    source.digest, source.weights,
-                )
-            )  # fmt: skip
-            expected = set(source.slide_magnifications)
-        if not found or {record.magnification for record in found} != expected:
-            raise FormatError(
-                f"{folder}: the features of slide '{row.slide_id}' are incomplete although its batch is finished."
-                " Fix: rerun the embedding (--forcerun embed_tiles); finished files are kept."
-            )
-        records += found
-    return records

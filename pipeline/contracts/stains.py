@@ -91,11 +91,7 @@ def _read_colours(body: dict[str, Any]) -> StainColours:
     levels = np.array([*body["concentrations"], *body["white"]], np.float64)
     if matrix.shape != (2, 3) or levels.shape != (5,):
         raise ValueError(f"stain matrix {matrix.shape} or levels {levels.shape} of the wrong size")
-    if not (
-        np.isfinite(matrix).all()
-        and (matrix >= 0).all()
-        and np.allclose((matrix**2).sum(axis=1), 1, atol=1e-6)
-    ):
+    if not (np.isfinite(matrix).all() and (matrix >= 0).all() and np.allclose((matrix**2).sum(axis=1), 1, atol=1e-6)):
         raise ValueError("the stain matrix is not made of two non-negative unit rows")
     if not (np.isfinite(levels).all() and (levels > 0).all()):
         raise ValueError("concentrations and white must be positive")

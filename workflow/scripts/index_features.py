@@ -1,7 +1,6 @@
 """List the bags of one encoder: the only list that training reads."""
 
-from pipeline.embedding import collect_bags
-
+from pipeline.bag_index import collect_bags
 from pipeline.contracts.batches import read_batch
 from pipeline.contracts.features import write_index
 from workflow.job import job

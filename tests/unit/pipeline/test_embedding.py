@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.bag_index import collect_bags
 from pipeline.batches import run_batch
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
@@ -23,7 +24,7 @@ from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.contracts.features import Bag, read_bag, read_index, write_bag, write_index
 from pipeline.contracts.stains import read_stain
 from pipeline.contracts.tiles import TileSet, read_tiles
-from pipeline.embedding import EmbeddingParams, EmbeddingStage, collect_bags
+from pipeline.embedding import EmbeddingParams, EmbeddingStage
 from pipeline.encoders import EncoderSpec, write_encoder_facts
 from pipeline.slide import SlideReader, open_slide
 from pipeline.stain import StainParams
