@@ -39,7 +39,7 @@ def build_report(results: str | Path, out: str | Path, context: ReportContext) -
         "provenance": provenance_section(run),
         "random_encoders": random_encoders(run),
     }
-    write_text(out, render(sections | {"skipped": run.skipped, "simulated": context.is_simulated}))
+    write_text(out, render(sections | {"skipped": list(run.skipped), "simulated": context.is_simulated}))
 
 
 def render(values: dict[str, Any]) -> str:

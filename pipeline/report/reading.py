@@ -58,7 +58,7 @@ class Run:
 
     results: Path
     context: ReportContext
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: dict[tuple[str, str], None] = field(default_factory=dict)  # an ordered set
     cases: CaseSheet | None = None
     slides: list[Slide] = field(default_factory=list)
     stages: dict[str, dict[str, BatchRow]] = field(default_factory=dict)
@@ -75,8 +75,7 @@ class Run:
         return None
 
     def skip(self, what: str, why: str) -> None:
-        if (what, why) not in self.skipped:
-            self.skipped.append((what, why))
+        self.skipped[what, why] = None
 
     @property
     def last_rows(self) -> dict[str, BatchRow]:
