@@ -20,9 +20,11 @@ from typing import Any
 
 import yaml
 
-from models.experiment import Experiment
+from models.checkpoint import read_checkpoint
+from models.data import Cohort
+from models.experiment import Experiment, Inputs
 from models.predict import predict_cases
-from models.train import Inputs, train_folds
+from models.train import train_folds
 from pipeline.contracts import layout
 from pipeline.contracts.batches import read_batch
 from pipeline.contracts.cohort import read_cases
@@ -146,7 +148,7 @@ def run_triples(slides: Path) -> None:
     splits = folder / "splits.tsv"
     write_splits(splits, [SplitRow(case, 0, "train") for case in TRIPLES])
     labels = read_labels(folder / "cases.tsv", task)
-    select_genes_for_folds(expression, splits, labels.cases, GeneParams(selection="all"), [genes])
+    select_genes_for_folds(expression, splits, labels.cases, GeneParams(selection="all"), [genes], task.name)
     experiment = Experiment("fusion", "concat", magnification=20.0, epochs=2)
     inputs = Inputs(
         features_index=Path(layout.features_index(slides, "resnet50-random")),
@@ -157,8 +159,14 @@ def run_triples(slides: Path) -> None:
     )
     train_folds(experiment, task, inputs, folder / "model", folder / "model/index.tsv", threads=1)
     print("\ncase\tlabel\tprediction (in-sample: two patients, random encoder; the path runs, no claim)")
-    for row in predict_cases(folder / "model/fold0/checkpoint.pt", inputs, TRIPLES):
-        print(f"{row.case_id}\t{known[row.case_id]['idh_codel_subtype']}\t{row}")
+    checkpoint = read_checkpoint(folder / "model/fold0/checkpoint.pt")
+    cohort = Cohort(inputs.features_index, checkpoint.magnification, inputs.expression)
+    outcomes, lost = predict_cases(checkpoint, cohort, TRIPLES)
+    for outcome in outcomes:
+        shown = ", ".join(f"{c} {p:.3f}" for c, p in zip(checkpoint.classes, outcome.probability, strict=True))
+        print(f"{outcome.case_id}\t{known[outcome.case_id]['idh_codel_subtype']}\t{shown}")
+    if lost:
+        raise SystemExit(f"not predicted: {lost}")
 
 
 def _put(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.contracts.batches import FAILED, OK, VOID, BatchRow, write_batch
-from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.errors import HistoweaveError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,10 @@ class Stage(Protocol):
         """Remark ("" for none) of a finished artefact that verifies against `digest`; None if it must be made."""
 
     def make(self, slide_id: str, digest: str) -> str:
-        """Write the artefact whole and return a remark. Raises `Void`, or any exception for a failed slide."""
+        """Write the artefact whole and return a remark.
+
+        Raises `Void`, `InputError` to stop the job, or any other exception for a failed slide.
+        """
 
 
 def run_batch(
@@ -67,6 +70,8 @@ def _run_slide(stage: Stage, upstream: BatchRow) -> BatchRow:
             return replace(row, reason=note, digest=digest)
         note = stage.make(row.slide_id, digest)
         row = replace(row, reason=note, digest=digest)
+    except InputError:
+        raise  # the user's settings are at fault, and so every slide would fail
     except Void as verdict:
         row = replace(row, status=VOID, reason=str(verdict))
     except Exception as error:

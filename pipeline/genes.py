@@ -35,7 +35,7 @@ class GeneParams:
 
     Parameters
     ----------
-    selection : "hvg" keeps the highly variable genes of the sets, "all" keeps the sets whole
+    selection : "hvg" keeps the highly variable genes of the sets; "all" keeps every gene of the table, and the sets whole
     order : "signatures_then_hvg" takes the most variable share of the signature genes, "hvg_then_signatures" the
         signature genes among the most variable share of the transcriptome
     top_fraction : that share
@@ -43,7 +43,8 @@ class GeneParams:
     tumour, tme : "builtin", or a GMT, TSV or CSV file
     both : genes in both sets stay out of both groups but in "all" ("exclude", as in the published models), stay in
         both ("keep"), or go to one ("tumour", "tme")
-    min_genes : smallest size of the tumour and the TME group
+    min_genes : smallest size of the tumour and the TME group with "hvg"; with "all", only a model that reads an empty
+        group refuses it
     std_floor : smallest standard deviation to divide by, on the scale of the values
     clip : standardised values beyond it are clipped, in standard deviations
     """
@@ -114,7 +115,7 @@ def select_genes(
     signatures = signatures or load_signatures(params.tumour, params.tme)
     chosen = _choose(values, expression, signatures, params, where)
     groups = _groups(chosen, signatures, params.both)
-    for name in ("tumour", "tme"):
+    for name in ("tumour", "tme") if params.selection == "hvg" else ():
         _refuse_small(name, groups, signatures, expression, params, where)
     genes = groups["all"]
     position = {symbol: column for column, symbol in enumerate(expression.symbols)}
@@ -170,11 +171,11 @@ def select_genes_for_folds(
 def _choose(
     values: np.ndarray, expression: Expression, signatures: Signatures, params: GeneParams, where: str
 ) -> set[str]:
-    """Signature genes to keep."""
+    """Genes to keep: the whole table, or variable genes of the sets."""
+    if params.selection == "all":
+        return set(expression.symbols)
     named = set(signatures.tumour) | set(signatures.tme)
     columns = [column for column, symbol in enumerate(expression.symbols) if symbol in named]
-    if params.selection == "all":
-        return {expression.symbols[column] for column in columns}
     if params.order == "hvg_then_signatures":
         columns = list(range(len(expression.symbols)))
     symbols = [expression.symbols[column] for column in columns]
@@ -237,11 +238,11 @@ def _refuse_small(
     listed = signatures.tumour if name == "tumour" else signatures.tme
     present = set(listed) & set(expression.symbols)
     source = getattr(params, name)
-    share = "" if params.selection == "all" else f"; top_fraction {params.top_fraction:g} keeps the most variable"
     raise InputError(
         where,
         f"the {name} group ({source}) keeps {len(groups[name])} genes, genes.min_genes is {params.min_genes}:"
-        f" {len(listed)} are listed, {len(present)} of them are in the expression table{share}.",
+        f" {len(listed)} are listed, {len(present)} of them are in the expression table; top_fraction"
+        f" {params.top_fraction:g} keeps the most variable.",
         "check the symbols of the table, raise genes.top_fraction, set genes.selection: all, or give another list.",
     )
 

@@ -12,7 +12,8 @@ from tests.architecture.imports import closure, violations
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = {"cv2": "opencv-python", "openslide": "openslide-python", "PIL": "pillow", "sklearn": "scikit-learn",
-                 "sksurv": "scikit-survival", "spams": "spams-bin", "markupsafe": "jinja2", "yaml": "pyyaml"}  # fmt: skip
+                 "sksurv": "scikit-survival", "spams": "spams-bin", "markupsafe": "jinja2",
+                 "yaml": "pyyaml"}  # fmt: skip
 
 
 def pins(text: str) -> dict[str, str]:

@@ -73,6 +73,12 @@ def expression_table():
     return layout.expression(RESULTS) if HAS_RNA else []
 
 
+def stain_target():
+    """A file of the user's that colours are matched to."""
+    target = config["stain"]["target"]
+    return [] if target == "builtin" else [target]
+
+
 def gene_lists():
     """Files of the user's that gene selection reads."""
     return [path for path in (config["genes"]["tumour"], config["genes"]["tme"]) if path != "builtin"]

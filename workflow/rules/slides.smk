@@ -95,6 +95,7 @@ rule embed_tiles:
     input:
         upstream=rules.fit_stains.output.index,
         facts=rules.prepare_encoder.output.facts,
+        target=stain_target(),
     output:
         index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
     log:

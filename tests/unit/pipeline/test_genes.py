@@ -61,8 +61,10 @@ def test_hvg_then_signatures_takes_the_signature_genes_of_the_share(values):
     assert set(found.genes) == most_variable(values, SYMBOLS, 0.6) & set(SYMBOLS[:40])
 
 
-def test_all_keeps_every_signature_gene_of_the_table(values):
-    assert set(choose(values, params=replace(PARAMS, selection="all")).genes) == set(SYMBOLS[:40])
+def test_all_keeps_every_gene_of_the_table_and_the_sets_whole(values):
+    found = choose(values, params=replace(PARAMS, selection="all", both="keep"))
+    assert set(found.genes) == set(SYMBOLS[:N_GENES])
+    assert set(found.groups["tumour"]) | set(found.groups["tme"]) == set(SYMBOLS[:40])
 
 
 @pytest.mark.parametrize(
@@ -72,9 +74,9 @@ def test_all_keeps_every_signature_gene_of_the_table(values):
 def test_genes_of_both_sets(values, both, tumour, tme):
     found = choose(values, params=replace(PARAMS, selection="all", both=both))
     groups = found.groups
-    assert (len(groups["tumour"]), len(groups["tme"]), len(groups["all"])) == (tumour, tme, 40)
+    assert (len(groups["tumour"]), len(groups["tme"]), len(groups["all"])) == (tumour, tme, N_GENES)
     assert groups["all"] == found.genes
-    assert len(set(found.genes)) == 40
+    assert len(set(found.genes)) == N_GENES
     for name, group in groups.items():
         np.testing.assert_array_equal([found.genes[c] for c in found.columns(name)], group)
 
@@ -94,7 +96,7 @@ def test_scaling_is_that_of_the_training_cases(values):
     order = np.random.default_rng().permutation(N_GENES)
     scaled = found.apply(values[:, order], [SYMBOLS[i] for i in order])
     assert scaled.dtype == np.float32
-    assert scaled.shape == (N_CASES, 40)
+    assert scaled.shape == (N_CASES, N_GENES)
     np.testing.assert_allclose(scaled[: len(TRAINING)].mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(scaled[: len(TRAINING)].std(0), 1, atol=1e-5)
 
@@ -112,7 +114,7 @@ def test_constant_genes_are_floored_and_outliers_clipped(values):
 
 def test_missing_gene_is_named(values):
     found = choose(values, params=replace(PARAMS, selection="all"))
-    with pytest.raises(InputError, match=r"1 of 40 selected genes are not in the expression table \(G07"):
+    with pytest.raises(InputError, match=rf"1 of {N_GENES} selected genes are not in the expression table \(G07"):
         found.apply(np.delete(values, 7, axis=1), SYMBOLS[:7] + SYMBOLS[8:])
 
 
