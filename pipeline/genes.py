@@ -35,7 +35,7 @@ class GeneParams:
 
     Parameters
     ----------
-    selection : "hvg" keeps the highly variable genes of the sets; "all" keeps every gene of the table, and the sets whole
+    selection : "hvg" keeps the highly variable genes of the sets; "all" keeps every gene of the table
     order : "signatures_then_hvg" takes the most variable share of the signature genes, "hvg_then_signatures" the
         signature genes among the most variable share of the transcriptome
     top_fraction : that share

@@ -115,9 +115,7 @@ def read_expression(path: str | Path) -> Expression:
     check_version(path, KIND, FORMAT_VERSION, uns.get("kind"), _int(uns.get("format_version")))
     values = np.asarray(table.X, dtype=np.float32)
     if not np.isfinite(values).all() or not table.obs_names.is_unique or not table.var_names.is_unique:
-        raise FormatError(
-            f"{path}: values are not finite or ids repeat. Fix: delete it and rerun prepare_expression."
-        )
+        raise FormatError(f"{path}: values are not finite or ids repeat. Fix: delete it and rerun prepare_expression.")
     return Expression(
         cases=tuple(table.obs_names),
         symbols=tuple(table.var_names),

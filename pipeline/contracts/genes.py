@@ -127,9 +127,7 @@ def read_genes(path: str | Path) -> GeneSelection:
             digest=body["digest"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{path}: incomplete ({error!r}). Fix: delete it and rerun select_genes."
-        ) from error
+        raise FormatError(f"{path}: incomplete ({error!r}). Fix: delete it and rerun select_genes.") from error
     known = set(selection.genes)
     whole = (
         len(known) == len(selection.genes) == len(selection.mean) == len(selection.std)
@@ -138,7 +136,5 @@ def read_genes(path: str | Path) -> GeneSelection:
         and bool((selection.std > 0).all())
     )
     if not whole:
-        raise FormatError(
-            f"{path}: genes, groups and scaling disagree. Fix: delete it and rerun select_genes."
-        )
+        raise FormatError(f"{path}: genes, groups and scaling disagree. Fix: delete it and rerun select_genes.")
     return selection

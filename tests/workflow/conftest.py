@@ -75,7 +75,7 @@ class Cohort:
 
     def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-        command += ["--directory", str(self.path), "--set-threads", "train_model=1", *arguments]
+        command += [*arguments, "--directory", str(self.path), "--set-threads", "train_model=1"]
         env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]

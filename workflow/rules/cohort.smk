@@ -1,4 +1,5 @@
-# The cohort joined before any compute, and the one fold assignment that everything shares.
+# The cohort joined before any compute, and the one fold assignment that everything shares. The report comes first by
+# priority and by claiming every core, not as an input of later stages: a changed label must not rerun the slides.
 
 
 rule join_cohort:
@@ -11,8 +12,10 @@ rule join_cohort:
         page=layout.cohort_report(RESULTS, "html"),
     log:
         "logs/join_cohort.log",
+    priority: 100
     conda:
         "../../envs/molecular.yaml"
+    threads: 1024
     params:
         revision=REVISIONS["cohort"],
         tasks=config["tasks"],
@@ -24,7 +27,6 @@ rule join_cohort:
 rule make_splits:
     input:
         cases=config["inputs"]["cases"],
-        joined=ancient(rules.join_cohort.output.table),
     output:
         splits=layout.splits(RESULTS),
         notes="results/splits/notes.tsv",

@@ -4,7 +4,6 @@
 rule prepare_expression:
     input:
         table=config["inputs"]["expression"] or [],
-        joined=ancient(rules.join_cohort.output.table),
     output:
         table=layout.expression(RESULTS),
     log:

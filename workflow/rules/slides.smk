@@ -2,8 +2,6 @@
 
 
 rule check_slides:
-    input:
-        joined=ancient(rules.join_cohort.output.table),
     output:
         index=layout.batch_index(RESULTS, "check", "{batch}"),
     log:

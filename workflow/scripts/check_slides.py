@@ -1,8 +1,7 @@
 """Open every slide of the batch: what is it, at which um per pixel, and can it be read?"""
 
-from pipeline.check import CheckStage
-
 from pipeline.batches import run_batch
+from pipeline.check import CheckStage
 from pipeline.contracts.cohort import Slide
 from pipeline.eligibility import sheet_verdicts
 from workflow.job import job

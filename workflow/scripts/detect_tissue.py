@@ -1,9 +1,8 @@
 """Outline the tissue of every slide of the batch."""
 
-from pipeline.tissue import TissueParams, TissueStage
-
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
+from pipeline.tissue import TissueParams, TissueStage
 from workflow.job import job
 
 with job(snakemake):

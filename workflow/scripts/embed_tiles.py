@@ -1,10 +1,9 @@
 """Embed the tiles of every slide of the batch at all magnifications."""
 
-from pipeline.embedding import EmbeddingParams, EmbeddingStage
-from pipeline.encoders import EncoderSpec
-
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
+from pipeline.embedding import EmbeddingParams, EmbeddingStage
+from pipeline.encoders import EncoderSpec
 from pipeline.stain import StainParams
 from workflow.job import job
 

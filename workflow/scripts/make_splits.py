@@ -1,7 +1,6 @@
 """Assign every case to its folds once, through the user's ledger."""
 
 from pipeline.splits import SplitParams, make_splits
-
 from workflow.job import job
 
 with job(snakemake):

@@ -1,9 +1,8 @@
 """Lay the aligned tile grids of every slide of the batch."""
 
-from pipeline.tiling import TilingParams, TilingStage
-
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
+from pipeline.tiling import TilingParams, TilingStage
 from workflow.job import job
 
 with job(snakemake):
