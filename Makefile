@@ -13,7 +13,7 @@ env: $(VENV)/.done  ## create the environment from pinned requirements
 $(VENV)/.done: requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q uv==0.13.9 && \
-	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install -q --python $(BIN)/python -r requirements-dev.txt \
+	  UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r requirements-dev.txt \
 	  || $(BIN)/pip install -q -r requirements-dev.txt
 	$(BIN)/pip install -q --no-deps -e .
 	$(BIN)/pip check
