@@ -1,6 +1,6 @@
 VENV   ?= .venv
 PYTHON ?= python3
-BIN    := $(VENV)/bin
+BIN    := $(abspath $(VENV))/bin
 CORES  ?= 2
 
 .PHONY: help env demo test test-full lint real clean
@@ -19,19 +19,19 @@ $(VENV)/.done: requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/pip check
 	touch $@
 
-DEMO = $(CURDIR)/$(BIN)/snakemake --snakefile Snakefile --directory demo --configfile demo/config.yaml --cores $(CORES) \
+DEMO = $(BIN)/snakemake --snakefile Snakefile --directory demo --configfile demo/config.yaml --cores $(CORES) \
        --set-threads embed_tiles=$(CORES) train_model=1 --keep-going --rerun-incomplete --show-failed-logs --quiet rules
 
 demo: env  ## simulate a small paired cohort and run the whole workflow on it
 	$(BIN)/python -m workflow.simulation demo/data --slide-root data/slides
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(DEMO)
+	PATH="$(BIN):$$PATH" $(DEMO)
 	@echo "The cohort is simulated. Report: demo/results/report.html"
 
 test: env  ## run the test suite
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not full"
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "not full"
 
 test-full: env  ## the suite with the long trials
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 
 lint: env  ## formatters and linters
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ lint: env  ## formatters and linters
 	$(BIN)/snakemake --lint --directory demo --configfile demo/config.yaml
 
 real: env  ## the main job on the real files beside the project, where they are present
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.real_input
+	PATH="$(BIN):$$PATH" $(BIN)/python -m benchmarks.real_input
 
 clean:  ## remove the demo's data and results
 	rm -rf demo/data demo/results demo/logs demo/.snakemake demo/splits.tsv

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 Root = str | Path
+RESULTS = "results"  #: the results root, relative to the folder that the workflow runs in
 
 
 def _join(root: Root, *parts: str) -> str:

@@ -44,7 +44,7 @@ def test_bad_slides_are_listed_and_the_rest_is_kept(cohort):
         rows |= read_batch(path)
     expected = {
         "zero": ("failed", "empty"), "text": ("failed", ""), "cut": ("failed", "truncated"),
-        "gone": ("failed", "does not exist"), "stranger": ("failed", "NOBODY"), "nompp": ("failed", "um_per_px"),
+        "gone": ("failed", "No such file"), "stranger": ("failed", "NOBODY"), "nompp": ("failed", "um_per_px"),
         "white": ("void", "tissue"),
     }  # fmt: skip
     for slide, (status, word) in expected.items():

@@ -5,6 +5,7 @@ import sys
 sys.path.insert(0, str(workflow.basedir))
 
 from pipeline.contracts import layout
+from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.files import digest_of
@@ -12,8 +13,6 @@ from pipeline.contracts.revisions import REVISIONS
 from workflow.configuration import checked
 
 from snakemake.exceptions import WorkflowError
-
-RESULTS = "results"
 
 try:
     config = checked(config)

@@ -19,7 +19,6 @@ rule build_report:
     params:
         revisions=REVISIONS,
         config=config,
-        results=RESULTS,
     script:
         "../scripts/build_report.py"
 

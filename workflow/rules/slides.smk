@@ -14,7 +14,6 @@ rule check_slides:
         slides=sheet_rows,
         identities=slide_identities,
         cases=batch_cases,
-        results=RESULTS,
     script:
         "../scripts/check_slides.py"
 
@@ -32,7 +31,6 @@ rule detect_tissue:
     params:
         revision=REVISIONS["tissue"],
         section=config["tissue"],
-        results=RESULTS,
     script:
         "../scripts/detect_tissue.py"
 
@@ -50,7 +48,6 @@ rule tile_slides:
     params:
         revision=REVISIONS["tiles"],
         section=config["tiles"],
-        results=RESULTS,
     script:
         "../scripts/tile_slides.py"
 
@@ -68,7 +65,6 @@ rule fit_stains:
     params:
         revision=REVISIONS["stain"],
         section=config["stain"],
-        results=RESULTS,
     script:
         "../scripts/fit_stains.py"
 
@@ -108,7 +104,6 @@ rule embed_tiles:
         encoder=lambda wildcards: ENCODERS[wildcards.encoder],
         stain=config["stain"],
         section=config["embedding"],
-        results=RESULTS,
     script:
         "../scripts/embed_tiles.py"
 
@@ -125,6 +120,5 @@ rule index_features:
         "../../envs/torch.yaml"
     params:
         revision=REVISIONS["features"],
-        results=RESULTS,
     script:
         "../scripts/index_features.py"

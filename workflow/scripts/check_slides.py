@@ -3,11 +3,12 @@
 from pipeline.batches import run_batch
 from pipeline.check import CheckStage
 from pipeline.contracts.cohort import Slide
+from pipeline.contracts.layout import RESULTS
 from pipeline.eligibility import sheet_verdicts
 from workflow.job import job
 
 with job(snakemake):
     slides = [Slide(**row) for row in snakemake.params.slides]
-    stage = CheckStage({slide.slide_id: slide for slide in slides}, snakemake.params.results)
+    stage = CheckStage({slide.slide_id: slide for slide in slides}, RESULTS)
     upstream = sheet_verdicts(slides, snakemake.params.cases)
     run_batch(stage, upstream, snakemake.output.index, snakemake.threads)

@@ -2,9 +2,10 @@
 
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
+from pipeline.contracts.layout import RESULTS
 from pipeline.tissue import TissueParams, TissueStage
 from workflow.job import job
 
 with job(snakemake):
-    stage = TissueStage(snakemake.params.results, TissueParams(**snakemake.params.section))
+    stage = TissueStage(RESULTS, TissueParams(**snakemake.params.section))
     run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index, snakemake.threads)

@@ -2,6 +2,7 @@
 
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
+from pipeline.contracts.layout import RESULTS
 from pipeline.embedding import EmbeddingParams, EmbeddingStage
 from pipeline.encoders import EncoderSpec
 from pipeline.stain import StainParams
@@ -9,7 +10,7 @@ from workflow.job import job
 
 with job(snakemake):
     stage = EmbeddingStage(
-        snakemake.params.results,
+        RESULTS,
         EncoderSpec(**snakemake.params.encoder),
         snakemake.input.facts,
         StainParams(**snakemake.params.stain),

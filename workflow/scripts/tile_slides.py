@@ -2,9 +2,10 @@
 
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
+from pipeline.contracts.layout import RESULTS
 from pipeline.tiling import TilingParams, TilingStage
 from workflow.job import job
 
 with job(snakemake):
-    stage = TilingStage(snakemake.params.results, TilingParams(**snakemake.params.section))
+    stage = TilingStage(RESULTS, TilingParams(**snakemake.params.section))
     run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index, snakemake.threads)
