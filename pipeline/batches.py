@@ -43,7 +43,8 @@ def run_batch(
 ) -> list[BatchRow]:
     """Bring every slide of a batch through `stage` and write the batch's index last.
 
-    Slides that an earlier stage lost keep that stage's verdict. `threads` slides are worked on at a time.
+    Slides that an earlier stage lost keep that stage's verdict; remarks on the others add up from stage to stage.
+    `threads` slides are worked on at a time.
     """
     done: list[BatchRow] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -66,10 +67,12 @@ def _run_slide(stage: Stage, upstream: BatchRow) -> BatchRow:
     try:
         digest = stage.digest(upstream)
         note = stage.find(row.slide_id, digest)
-        if note is not None:
-            return replace(row, reason=note, digest=digest)
-        note = stage.make(row.slide_id, digest)
-        row = replace(row, reason=note, digest=digest)
+        is_finished = note is not None
+        note = note if is_finished else stage.make(row.slide_id, digest)
+        remarks = "; ".join(filter(None, [upstream.reason, note]))
+        row = replace(row, reason=remarks, digest=digest)
+        if is_finished:
+            return row
     except InputError:
         raise  # the user's settings are at fault, and so every slide would fail
     except Void as verdict:
