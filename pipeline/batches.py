@@ -48,7 +48,9 @@ def run_batch(
     """
     done: list[BatchRow] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        for row in pool.map(lambda up: _run_slide(stage, up), upstream.values()):
+        # one at a time stays in this thread: torch's number of threads is a setting of the thread that computes
+        rows = (pool.map if threads > 1 else map)(lambda up: _run_slide(stage, up), upstream.values())
+        for row in rows:
             done.append(row)
             logger.info(
                 "%s: %d of %d slides, %s %s in %.1f s%s",

@@ -103,16 +103,9 @@ class EmbeddingStage:
             self._target  # noqa: B018
         self.facts  # noqa: B018
 
-    @property
-    def encoder(self) -> Encoder:
-        """The loaded encoder. Raises InputError, for each slide anew, when it cannot be had."""
-        loaded = self._loaded
-        if isinstance(loaded, InputError):
-            raise loaded
-        return loaded
-
     @cached_property
-    def _loaded(self) -> Encoder | InputError:
+    def encoder(self) -> Encoder:
+        """The loaded encoder. Raises InputError when it cannot be had, which stops the job."""
         import torch
 
         from pipeline.encoder_network import load_encoder
@@ -123,12 +116,9 @@ class EmbeddingStage:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
-        try:
-            if self.params.precision == "float16" and device == "cpu":
-                raise InputError("config.yaml embedding.precision", "float16 needs a GPU.", "use bfloat16 or float32.")
-            return load_encoder(self.spec, self.facts, device, self.params.precision)
-        except InputError as error:  # kept: trying again for every slide may wait for the network each time
-            return error
+        if self.params.precision == "float16" and device == "cpu":
+            raise InputError("config.yaml embedding.precision", "float16 needs a GPU.", "use bfloat16 or float32.")
+        return load_encoder(self.spec, self.facts, device, self.params.precision)
 
     def digest(self, upstream: BatchRow) -> str:
         target = "none" if self.stain.method == "none" else self._target[1]

@@ -51,7 +51,7 @@ class StubStage(EmbeddingStage):
     stub: StubEncoder
 
     @cached_property
-    def _loaded(self) -> StubEncoder:
+    def encoder(self) -> StubEncoder:
         return self.stub
 
 

@@ -325,7 +325,7 @@ def test_digest_follows_what_the_features_depend_on(tmp_path: Path) -> None:
     assert len({same, *others, digest()}) == 7
 
 
-def test_an_encoder_that_cannot_be_had_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_that_cannot_be_had_stops_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, tries = make_cohort(tmp_path, slides=3), []
 
     def load_encoder(*_: object) -> None:
@@ -337,9 +337,10 @@ def test_an_encoder_that_cannot_be_had_is_tried_once(tmp_path: Path, monkeypatch
         tmp_path, EncoderSpec("tiny", "stub", weights="random"), layout.encoder_facts(tmp_path, "tiny"),
         StainParams(method="none"),
     )  # fmt: skip
-    done = run_batch(stage, rows, tmp_path / "batch.tsv")
-    assert [row.status for row in done] == ["failed"] * 3 and "weights are gone" in done[2].reason
+    with pytest.raises(InputError, match="weights are gone"):
+        run_batch(stage, rows, tmp_path / "batch.tsv")
     assert len(tries) == 1
+    assert not (tmp_path / "batch.tsv").exists()
 
 
 def test_a_wrong_target_stops_the_job(tmp_path: Path) -> None:
