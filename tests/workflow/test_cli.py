@@ -44,6 +44,39 @@ def test_equal_names_in_two_folders_get_different_ids(tmp_path):
     assert len({i.casefold() for i in ids}) == 3
 
 
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["x/slides/1.svs", "y/slides/1.svs", "z/2.svs"], ["x_slides_1", "y_slides_1", "2"]),
+        (["a/S.svs", "b/s.svs"], ["a_S", "b_s"]),
+        (["a/1.svs", "a/1.tif"], ["1_svs", "1_tif"]),
+        (["a/1.svs", "b/1.svs", "b/a_1.svs"], ["in_a_1", "b_1", "b_a_1"]),
+        (["1.svs", "a/1.svs", "a/b/1.svs"], ["in_1", "a_1", "b_1"]),
+    ],
+)
+def test_init_repeated_stems_stay_apart_as_slides_and_cases(tmp_path, names, ids):
+    folder = slides_in(tmp_path / "in", *names)
+    assert main(["init", str(folder), "--out", str(tmp_path)]) == 0
+    slides = {s.path: s for s in read_slides(tmp_path / "slides.tsv")}
+    assert [slides[str(folder / name)].slide_id for name in names] == ids
+    assert [slides[str(folder / name)].case_id for name in names] == ids
+    assert set(read_cases(tmp_path / "cases.tsv").rows) == set(ids)
+
+
+def test_init_keeps_the_patient_as_case_where_barcodes_repeat(tmp_path):
+    folder = slides_in(tmp_path / "in", "a/TCGA-06-0174-01Z.svs", "b/TCGA-06-0174-01Z.svs")
+    rows = sheet_rows(slide_files(folder))
+    assert [row["slide_id"] for row in rows] == ["a_TCGA-06-0174-01Z", "b_TCGA-06-0174-01Z"]
+    assert {row["case_id"] for row in rows} == {"TCGA-06-0174"}
+
+
+def test_init_writes_nothing_where_ids_cannot_be_told_apart(tmp_path, capsys):
+    folder = slides_in(tmp_path / "in", "a b/1.svs", "a_b/1.svs")
+    assert main(["init", str(folder), "--out", str(tmp_path)]) == 1
+    assert "occurs twice" in capsys.readouterr().err
+    assert not (tmp_path / "slides.tsv").exists() and not (tmp_path / "cases.tsv").exists()
+
+
 @pytest.mark.parametrize("name", [None, "x.txt"])
 def test_init_without_slides(tmp_path, name):
     if name:

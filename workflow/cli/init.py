@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pipeline.contracts.cohort import check_unique
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import write_table
 
@@ -49,17 +50,46 @@ def slide_files(folder: Path) -> list[Path]:
 
 
 def sheet_rows(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """A row per slide. Ids are file stems, made legal, and prefixed with their folder where stems repeat."""
+    """A row per slide. The case of a TCGA barcode is the patient; any other slide is a case of its own.
+
+    Raises InputError where ids are still equal (but for upper and lower case) with all their folder names.
+    """
     paths = list(paths)
-    stems = Counter(_legal(path.stem).casefold() for path in paths)
     rows = []
-    for path in paths:
-        stem = _legal(path.stem)
-        repeated = stems[stem.casefold()] > 1
-        slide_id = _legal(f"{path.parent.name}_{path.stem}{path.suffix.replace('.', '_')}") if repeated else stem
+    for path, slide_id in zip(paths, slide_ids(paths), strict=True):
         patient = TCGA_PATIENT.match(path.stem)
-        rows.append({"slide_id": slide_id, "case_id": patient[1] if patient else stem, "path": str(path)})
+        rows.append({"slide_id": slide_id, "case_id": patient[1] if patient else slide_id, "path": str(path)})
+    check_unique([row["slide_id"] for row in rows], "the slide files", "slide_id")
+    check_unique(sorted({row["case_id"] for row in rows}), "the slide files", "case_id")
     return rows
+
+
+def slide_ids(paths: Sequence[Path]) -> list[str]:
+    """File stems made legal, behind as many parent folders as tell them apart without regard to case.
+
+    Slides of one folder that differ in their ending alone get it as part of the id.
+    """
+    stems = [_legal(path.stem) for path in paths]
+    beside = Counter((path.parent, stem.casefold()) for path, stem in zip(paths, stems, strict=True))
+    names = [
+        stem + path.suffix.replace(".", "_") if beside[path.parent, stem.casefold()] > 1 else stem
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    folders = [[part for part in path.parent.parts if part not in (path.anchor, "..")] for path in paths]
+    depths = [0] * len(paths)
+    while True:
+        ids = [
+            _legal("_".join([*parts[len(parts) - depth :], name]))
+            for parts, depth, name in zip(folders, depths, names, strict=True)
+        ]
+        number = Counter(slide_id.casefold() for slide_id in ids)
+        deeper = [
+            i for i, slide_id in enumerate(ids) if number[slide_id.casefold()] > 1 and depths[i] < len(folders[i])
+        ]
+        if not deeper:
+            return ids
+        for i in deeper:
+            depths[i] += 1
 
 
 def _legal(name: str) -> str:
