@@ -103,6 +103,26 @@ def test_clean_takes_the_files_of_the_named_slides_and_their_batch(tmp_path):
         targets(tmp_path, "models", ["x"])
 
 
+def test_clean_finds_what_a_killed_run_left_without_an_index(tmp_path):
+    slides_in(tmp_path, "tiles/x.h5", "tiles/y.h5", "tissue/x.png", "tissue/x.geojson")
+    write_batch(tmp_path / "tiles/_batches/b.tsv", [BatchRow("z", "c", "failed", "tiles", "no disk")])
+    assert targets(tmp_path, "tiles", ["x"]) == [tmp_path / "tiles/x.h5"]
+    assert targets(tmp_path, "tiles", ["x", "x"]) == [tmp_path / "tiles/x.h5"]
+    assert targets(tmp_path, "tiles", ["z"]) == [tmp_path / "tiles/_batches/b.tsv"], "listed, without a file"
+    assert {p.name for p in targets(tmp_path, "tiles")} == {"x.h5", "y.h5", "b.tsv"}
+    assert {p.name for p in targets(tmp_path, "tissue")} == {"x.png", "x.geojson"}
+    assert targets(tmp_path, "stain") == []
+    with pytest.raises(InputError, match="knows no slide 'w'"):
+        targets(tmp_path, "tiles", ["x", "w"])
+
+
+@pytest.mark.parametrize("slide", ["*", "[xy]", "?", "../tissue/x", ""])
+def test_clean_takes_no_pattern_for_a_slide(tmp_path, slide):
+    slides_in(tmp_path, "tiles/x.h5", "tiles/y.h5", "tissue/x.h5")
+    with pytest.raises(InputError, match="is not allowed"):
+        targets(tmp_path, "tiles", [slide])
+
+
 def test_clean_dry_run_deletes_nothing(tmp_path, capsys):
     (tmp_path / "models").mkdir()
     assert main(["clean", "--stage", "models", "--results", str(tmp_path), "--dry-run"]) == 0

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.contracts.batches import read_batch
+from pipeline.contracts.cohort import check_id
 from pipeline.contracts.errors import InputError, nearest
 
 HELP = "force a stage to be made again"
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
 def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]:
     """Existing files and folders to delete. The batch indexes that list the slides go too: they make the stage rerun.
 
-    Raises InputError for an unknown stage, for slides with a stage that is not per slide, and for an unknown slide.
+    Without `slides` every file and index of the stage goes. Raises InputError for an unknown stage, for slides with a
+    stage that is not per slide, and for a slide that no index lists and no file belongs to.
     """
     if stage not in {**SLIDE_STAGES, **WHOLE_STAGES}:
         known = [*SLIDE_STAGES, *WHOLE_STAGES]
@@ -64,11 +66,20 @@ def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]
             raise InputError("--slides", f"stage '{stage}' is not per slide.", "leave --slides away.")
         return [results / name for name in WHOLE_STAGES[stage] if (results / name).exists()]
     folder, patterns = SLIDE_STAGES[stage]
-    indexes = {path: set(read_batch(path)) for path in sorted(results.glob(f"{folder}/_batches/*.tsv"))}
-    known_slides = set().union(*indexes.values()) if indexes else set()
-    for slide in slides:
-        if slide not in known_slides:
+    indexes = sorted(results.glob(f"{folder}/_batches/*.tsv"))
+    if not slides:
+        return _files(results, patterns, "*") + indexes
+    listed = {path: set(read_batch(path)) for path in indexes}
+    files = {slide: _files(results, patterns, check_id(slide, "--slides", "slide")) for slide in slides}
+    known_slides: set[str] = set().union(*listed.values())
+    for slide, found in files.items():
+        if not found and slide not in known_slides:
+            known_slides |= {path.stem for path in _files(results, patterns, "*")}
             raise InputError("--slides", f"stage '{stage}' knows no slide '{slide}'{nearest(slide, known_slides)}.")
-    chosen = set(slides) or known_slides
-    files = [p for slide in sorted(chosen) for pattern in patterns for p in results.glob(pattern.format(slide=slide))]
-    return sorted(files) + [path for path, listed in indexes.items() if listed & chosen]
+    chosen = [path for found in files.values() for path in found]
+    return sorted(chosen) + [path for path, ids in listed.items() if ids & set(slides)]
+
+
+def _files(results: Path, patterns: Sequence[str], slide: str) -> list[Path]:
+    """Files of one slide, or of all for ``*``; a killed run leaves files that no index lists."""
+    return sorted(path for pattern in patterns for path in results.glob(pattern.format(slide=slide)))
