@@ -8,6 +8,7 @@ A second table beside it, ``<name>_left_out.tsv``, lists the cases of the task w
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,8 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def _columns(path: str | Path) -> list[str]:
-    with open(path, encoding="utf-8-sig") as handle:
-        return handle.readline().rstrip("\n").split("\t")
+    with open(path, newline="", encoding="utf-8-sig") as handle:
+        return next(csv.reader(handle, delimiter="\t"))
 
 
 def _class_row(record: dict[str, str], classes: Sequence[str]) -> ClassPrediction:

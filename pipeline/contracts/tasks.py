@@ -72,7 +72,7 @@ class Labels:
 
     Attributes
     ----------
-    classes : sorted class names of the whole sheet; empty for survival
+    classes : sorted class names of the whole sheet, runs of white space made one space; empty for survival
     label : case_id -> class name (classification)
     time, event : case_id -> time in the task's unit, and 1 for an event or 0 for censored (survival)
     missing : case_id -> why the case has no label and is out of the task, in sheet order
@@ -116,10 +116,11 @@ def _classes(sheet: CaseSheet, task: Task) -> Labels:
     assert task.label is not None
     label, missing = {}, {}
     for case_id, row in sheet.rows.items():
-        if _unknown(row[task.label]):
+        name = " ".join(row[task.label].split())  # as tables are written: names become columns and fields of them
+        if _unknown(name):
             missing[case_id] = f"no {task.label}"
         else:
-            label[case_id] = row[task.label]
+            label[case_id] = name
     classes = tuple(sorted(set(label.values())))
     if len(classes) < 2:
         found = f"only '{classes[0]}'" if classes else "no value at all"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 
 from pipeline.contracts.errors import FormatError
 from pipeline.contracts.predictions import (
     ClassPrediction,
     LeftOut,
+    Predictions,
     SurvivalPrediction,
     left_out_path,
     read_left_out,
@@ -16,6 +19,7 @@ from pipeline.contracts.predictions import (
     write_left_out,
     write_survival_predictions,
 )
+from pipeline.contracts.tasks import read_labels
 from pipeline.contracts.training import FoldRow, read_folds, write_folds
 
 
@@ -29,6 +33,21 @@ def test_classes_round_trip_sorted(tmp_path):
     assert table.classes == ("G2", "G 3")
     assert table.rows == (rows[1], rows[0])
     assert (tmp_path / "t.tsv").read_text().startswith("case_id\tfold\tp_G2\tp_G 3\tlabel\tpredicted\tcheckpoint\t")
+
+
+def test_class_names_of_any_text_go_from_the_sheet_to_the_table_and_back(tmp_path):
+    names = ["a  b", 'say "x"', '"y" said', "a,b", "ü", "it's", "p_p_q", "50 % #"]
+    with open(tmp_path / "cases.tsv", "w", newline="", encoding="utf-8") as handle:
+        table = csv.writer(handle, delimiter="\t", lineterminator="\n")
+        table.writerows([("case_id", "grade"), *((f"c{k}", name) for k, name in enumerate(names))])
+    labels = read_labels(tmp_path / "cases.tsv", {"name": "t", "kind": "classification", "label": "grade"})
+    assert set(labels.classes) == {"a b", *names[1:]}
+    rows = [
+        ClassPrediction(case, 0, tuple(float(name == label) for name in labels.classes), label, label, "d")
+        for case, label in labels.label.items()
+    ]
+    write_class_predictions(tmp_path / "t.tsv", labels.classes, rows)
+    assert read_predictions(tmp_path / "t.tsv") == Predictions(labels.classes, tuple(rows))
 
 
 def test_survival_round_trip_with_fewer_intervals_in_one_fold(tmp_path):

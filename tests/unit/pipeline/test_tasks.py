@@ -26,6 +26,13 @@ def test_classes_are_sorted_and_cases_without_label_listed():
     assert labels.missing == {"b": "no grade", "d": "no grade"}
 
 
+def test_names_that_differ_in_white_space_are_one_class():
+    labels = read_labels(sheet("grade", "a|a  b", "b|a b", "c|a\t b", "d| x ", "e|x", "f|  "), GRADE)
+    assert labels.classes == ("a b", "x")
+    assert [labels.label[case] for case in "abcde"] == ["a b", "a b", "a b", "x", "x"]
+    assert labels.missing == {"f": "no grade"}
+
+
 def test_outcomes_and_their_missing_parts():
     labels = read_labels(sheet("days dead", "a|10|1", "b||1", "c|0|0", "d|5.5|1.0", "e|NA|"), SURVIVAL)
     assert labels.time == {"a": 10.0, "c": 0.0, "d": 5.5}
