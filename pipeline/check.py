@@ -14,6 +14,7 @@ from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import FormatError, SlideError
 from pipeline.contracts.files import digest_of, file_identity
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.slide_files import files_of_slide
 from pipeline.contracts.slides import SlideFacts, read_slide_facts, write_slide_facts, write_unusable
 from pipeline.slide import SlideReader, open_slide
 
@@ -105,16 +106,13 @@ def probe(reader: SlideReader) -> None:
 
 
 def slide_identity(path: str | Path) -> dict[str, Any]:
-    """Identity of a slide's file, with name, size and time of each file in the data folder that MIRAX puts
-    beside it.
+    """Identity of a slide's file, with name, size and time of each other file that belongs to the slide.
 
     Raises OSError for a file that is not there.
     """
-    path = Path(path)
-    identity = file_identity(path)
-    folder = path.with_suffix("")
-    if path.suffix.lower() == ".mrxs" and folder.is_dir():
-        parts = sorted(part for part in folder.iterdir() if part.is_file())
+    file, *parts = files_of_slide(path)
+    identity = file_identity(file)
+    if parts:
         identity["parts"] = [[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
     return identity
 
