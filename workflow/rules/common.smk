@@ -10,6 +10,7 @@ from pipeline.contracts.cohort import batches, read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.slide_files import files_of_slide
 from workflow.configuration import checked
 
 from snakemake.exceptions import WorkflowError
@@ -48,12 +49,12 @@ def sheet_rows(wildcards):
 
 
 def slide_identities(wildcards):
-    """Size and time of every slide file of the batch: a replaced slide reruns its batch, a missing one stops nothing."""
+    """Size and time of all files of the batch's slides: a replaced one reruns the batch, a missing one stops nothing."""
     identities = []
     for slide in BATCHES[wildcards.batch]:
         try:
-            stat = os.stat(slide.path)
-            identities.append(f"{slide.slide_id} {stat.st_size} {stat.st_mtime_ns}")
+            stats = [os.stat(path) for path in files_of_slide(slide.path)]
+            identities.append(" ".join([slide.slide_id, *(f"{s.st_size} {s.st_mtime_ns}" for s in stats)]))
         except OSError:
             identities.append(f"{slide.slide_id} missing")
     return identities
