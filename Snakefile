@@ -28,7 +28,8 @@ localrules:
     genes,
     trained,
     evaluated,
-    report_only,
+    report,
+    prepare_encoder,
 
 
 rule all:
@@ -45,49 +46,58 @@ rule check:
 
 rule tissue:
     input:
+        rules.join_cohort.output,
         batch_indexes("tissue"),
 
 
 rule tiles:
     input:
+        rules.join_cohort.output,
         batch_indexes("tiles"),
 
 
 rule stains:
     input:
+        rules.join_cohort.output,
         batch_indexes("stain"),
 
 
 rule features:
     input:
+        rules.join_cohort.output,
         [layout.features_index(RESULTS, e) for e in ENCODERS],
 
 
 rule expression:
     input:
+        rules.join_cohort.output,
         expression_table(),
 
 
 rule splits:
     input:
+        rules.join_cohort.output,
         rules.make_splits.output.splits,
 
 
 rule genes:
     input:
+        rules.join_cohort.output,
         [layout.genes(RESULTS, t, k) for t in TASKS for k in FOLDS if HAS_RNA],
 
 
 rule trained:
     input:
+        rules.join_cohort.output,
         [layout.models_index(RESULTS, t, x) for t, x in RUNS],
 
 
 rule evaluated:
     input:
+        rules.join_cohort.output,
         [layout.evaluation(RESULTS, t) for t in TASKS],
 
 
-rule report_only:
+rule report:
     input:
         rules.build_report.output.report,

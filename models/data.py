@@ -48,11 +48,6 @@ class Cohort:
     features_index : index of one encoder, None for models without slides
     magnification : the bags to take; None for the only one or the coarsest
     expression : ``expression.h5ad``, None for models without genes
-
-    Raises
-    ------
-    InputError
-        The index holds no bag of the magnification.
     """
 
     def __init__(
@@ -74,19 +69,9 @@ class Cohort:
     def _read_records(self, index: Path, magnification: float | None) -> None:
         records = read_index(index)
         known = sorted({record.magnification for record in records})
-        if not known:
-            raise InputError(
-                str(index), "lists no feature bag at all.", "see the reasons in the batch indexes beside it."
-            )
-        chosen = known[0] if magnification is None else float(magnification)
-        if chosen not in known:
-            listed = ", ".join(f"{m:g}" for m in known)
-            raise InputError(
-                str(index), f"has no bag at magnification {chosen:g}; found: {listed}.", "choose one of these."
-            )
-        self.magnification = chosen
+        self.magnification = magnification if magnification is not None or not known else known[0]
         for record in records:
-            if record.magnification == chosen and record.n_tiles > 0:
+            if record.magnification == self.magnification and record.n_tiles > 0:
                 self._records.setdefault(record.case_id, []).append(record)
 
     def lacking(self, case_id: str, needs: Iterable[str]) -> str:

@@ -100,12 +100,9 @@ def train_folds(
                 number, OK, "; ".join(checkpoint.notes), fold.digest, len(fold.train), len(fold.val),
                 checkpoint.epochs, checkpoint.best_epoch, seconds,
             )  # fmt: skip
-        except Exception as error:
-            if not isinstance(error, HistoweaveError):
-                logger.exception("%s, fold %d failed unexpectedly", experiment.name, number)
-            reason = str(error) if isinstance(error, HistoweaveError) else f"{type(error).__name__}: {error}"
+        except HistoweaveError as error:  # anything else is no verdict on the data: the job stops, a rerun goes on
             (folder / CHECKPOINT).unlink(missing_ok=True)  # it belongs to other inputs
-            row = FoldRow(number, FAILED, reason, seconds=round(time.monotonic() - started, 3))
+            row = FoldRow(number, FAILED, str(error), seconds=round(time.monotonic() - started, 3))
         logger.info("%s on %s: fold %d %s %s", experiment.name, task.name, number, row.status, row.reason)
         rows.append(row)
     write_folds(index_path, rows)

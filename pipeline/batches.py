@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Mapping
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.contracts.batches import FAILED, OK, VOID, BatchRow, write_batch
-from pipeline.contracts.errors import HistoweaveError, InputError
+from pipeline.contracts.errors import HistoweaveError, InputError, MachineError
 
 logger = logging.getLogger(__name__)
+
+#: faults of the disk or the system, which would be recorded wrongly as faults of a slide
+MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Void(Exception):
@@ -34,7 +38,7 @@ class Stage(Protocol):
     def make(self, slide_id: str, digest: str) -> str:
         """Write the artefact whole and return a remark.
 
-        Raises `Void`, `InputError` to stop the job, or any other exception for a failed slide.
+        Raises `Void`, `InputError` or `MachineError` to stop the job, or any other exception for a failed slide.
         """
 
 
@@ -75,11 +79,13 @@ def _run_slide(stage: Stage, upstream: BatchRow) -> BatchRow:
         row = replace(row, reason=remarks, digest=digest)
         if is_finished:
             return row
-    except InputError:
-        raise  # the user's settings are at fault, and so every slide would fail
+    except (InputError, MachineError, MemoryError):
+        raise  # settings or machine are at fault: every slide would fail, and a rerun must try again
     except Void as verdict:
         row = replace(row, status=VOID, reason=str(verdict))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+            raise MachineError(f"{stage.name}, slide {row.slide_id}: {error}. Fix: mend it and rerun.") from error
         if not isinstance(error, HistoweaveError):
             logger.exception("%s: %s failed unexpectedly", stage.name, row.slide_id)
         reason = str(error) if isinstance(error, HistoweaveError) else f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import EncoderFacts, read_facts
-from pipeline.contracts.errors import FormatError, InputError, SlideError, nearest
+from pipeline.contracts.errors import FormatError, InputError, MachineError, SlideError, nearest
 from pipeline.contracts.features import BagSource, BagWriter, read_cells, verify_bag
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
@@ -177,7 +177,7 @@ class EmbeddingStage:
                     f" The first: {failed[0][1]}"
                 )
             if len(batch.rows):
-                writer.append(self.encoder.encode(batch.pixels))
+                writer.append(self._encoded(batch.pixels))
                 kept[batch.rows] = True
             progress.add(len(batch.rows) + len(batch.failed))
         progress.end()
@@ -189,6 +189,13 @@ class EmbeddingStage:
             failed_cells=grid.cell[~kept],
             width=self.facts.width,
         )
+
+    def _encoded(self, pixels: np.ndarray) -> np.ndarray:
+        """Features of a batch. Raises MachineError when torch fails: that is never the slide's fault."""
+        try:
+            return self.encoder.encode(pixels)
+        except RuntimeError as error:
+            raise MachineError(f"encoder {self.spec.slug}: {error}. Fix: free the device and rerun.") from error
 
     def _source(self, tiles: TileSet, magnification: float, slide: SlideFacts, fit: StainFit, digest: str) -> BagSource:
         grid = tiles.magnifications[magnification]

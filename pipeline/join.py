@@ -44,7 +44,7 @@ def join_cohort(
 ) -> list[Finding]:
     """Write the cohort report as a table and a page.
 
-    Raises InputError when no slide or no expression column belongs to any case: the ids then follow different schemes,
+    Raises InputError when no sample of the expression table belongs to any case: the ids then follow different schemes,
     and nothing that follows could be right.
     """
     sheet = read_cases(cases)
@@ -63,14 +63,6 @@ def join_cohort(
 
 
 def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Finding]:
-    known = [s for s in slides if s.case_id in sheet.rows]
-    if slides and not known:
-        raise InputError(
-            f"{sheet.path}",
-            f"no slide belongs to any case: slides have cases like '{slides[0].case_id}', the sheet has"
-            f" '{next(iter(sheet.rows), 'no row')}'.",
-            "use the same case ids in both sheets.",
-        )
     for slide in slides:
         if slide.case_id not in sheet.rows:
             hint = nearest(slide.case_id, sheet.rows)

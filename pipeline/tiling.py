@@ -15,9 +15,10 @@ from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.files import digest_of
+from pipeline.contracts.magnifications import ordered, plain
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slides import read_slide_facts
-from pipeline.contracts.tiles import TileGrid, TileSet, plain, read_tiles, write_tiles
+from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles, write_tiles
 from pipeline.contracts.tissue import read_tissue
 from pipeline.outlines import fill
 from pipeline.slide import SlideReader, open_checked
@@ -51,20 +52,7 @@ class TilingParams:
         for name in ("min_tissue", "min_inside"):
             _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "a number above 0, up to 1")
         _require(1 <= self.max_upsampling <= 4, "max_upsampling", self.max_upsampling, "1 to 4")
-        values = list(self.magnifications)
-        usable = bool(values) and all(isinstance(m, int | float) and 0.25 <= m <= 160 for m in values)
-        _require(usable, "magnifications", values, "numbers from 0.25 to 160, such as [20, 10]")
-        _require(len(set(values)) == len(values), "magnifications", values, "each one once")
-        ordered = tuple(sorted((plain(m) for m in values), reverse=True))
-        for finer, coarser in pairwise(ordered):
-            ratio = finer / coarser
-            _require(
-                abs(ratio - round(ratio)) <= _ROUNDING * ratio,
-                "magnifications",
-                f"{list(ordered)}: {finer} / {coarser} is not a whole number, so tiles would have no parent; that",
-                "magnifications of which each divides the next finer one, such as [20, 10, 5]",
-            )
-        object.__setattr__(self, "magnifications", ordered)
+        object.__setattr__(self, "magnifications", ordered(self.magnifications))
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:

@@ -11,9 +11,13 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from models.experiment import Experiment
 from models.registry import needs
-from pipeline.contracts.cohort import check_unique
+from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
 from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.layout import RESULTS
+from pipeline.contracts.magnifications import ordered
+from pipeline.contracts.tasks import Task, read_labels
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
 
@@ -31,8 +35,15 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         raise _explain(error)
     _check_inputs(config["inputs"])
     _check_names(config)
+    config["tiles"]["magnifications"] = list(ordered(config["tiles"]["magnifications"]))
+    for encoder in config["encoders"]:
+        _check_encoder(encoder)
+    for task in config["tasks"]:
+        Task(**task)
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
+        Experiment(**experiment)
+    _check_target(config["stain"])
     if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
@@ -109,8 +120,49 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
         raise InputError(f"{where} tasks", f"unknown task '{unknown[0]}'{nearest(unknown[0], known)}.")
 
 
+def _check_encoder(encoder: dict[str, Any]) -> None:
+    where = f"config.yaml encoders '{encoder['slug']}'"
+    if (encoder["weights"] == "file") != bool(encoder["path"]):
+        raise InputError(where, "path and weights: file go together.", "give both, or neither.")
+    if encoder["path"] and not Path(encoder["path"]).is_file():
+        raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
+
+
+def _check_target(stain: dict[str, Any]) -> None:
+    where, target = "config.yaml stain.target", stain["target"]
+    if target == "builtin":
+        return
+    if Path(target).resolve().is_relative_to(Path(RESULTS).resolve()):
+        raise InputError(where, f"'{target}' is a result of this very workflow.", "copy it beside your sheets first.")
+    if not Path(target).is_file():
+        raise InputError(where, f"'{target}' is neither builtin nor a file.", "correct the path.")
+
+
+def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:
+    """What the sheets alone can show before any job: labels of every task, and that slides and cases meet.
+
+    Raises InputError for an unusable label column, a slide sheet without a row, or sheets that share no case.
+    """
+    for task in config["tasks"]:
+        read_labels(cases, task)
+    if not config["inputs"]["slides"]:
+        return
+    path = config["inputs"]["slides"]
+    if not slides:
+        raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
+    if not any(slide.case_id in cases.rows for slide in slides):
+        raise InputError(
+            path,
+            f"no slide belongs to any case: slides have cases like '{slides[0].case_id}', {cases.path} has"
+            f" '{next(iter(cases.rows), 'no row')}'.",
+            "use the same case ids in both sheets.",
+        )
+
+
 def _one_of(value: Any, known: list[Any], where: str) -> Any:
     """`value`, or the first known one where it is null."""
+    if not known:
+        raise InputError(where, "nothing is configured to choose from.", "add an entry, or remove the experiment.")
     if value is None:
         return known[0]
     if value not in known:

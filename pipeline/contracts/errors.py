@@ -28,6 +28,10 @@ class SlideError(HistoweaveError):
     """A slide that cannot be used. Batches record the text as the slide's reason and go on (design 5.8)."""
 
 
+class MachineError(HistoweaveError):
+    """The machine is at fault, not the data: a full disk, a lost GPU. The job stops, so that a rerun tries again."""
+
+
 class FormatError(HistoweaveError):
     """An artefact of ours that is damaged, of another kind, or of an unknown format version."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import canonical, check_version, whole_file
+from pipeline.contracts.magnifications import plain
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "tiles"
@@ -73,11 +74,6 @@ class TileSet:
     um_per_px: tuple[float, float]
     digest: str
     void: str = ""
-
-
-def plain(magnification: float) -> float:
-    """20 for 20.0, so that labels and folder names read ``20x``; 2.5 stays."""
-    return int(magnification) if float(magnification).is_integer() else float(magnification)
 
 
 _COLUMNS = {

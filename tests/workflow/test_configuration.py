@@ -10,7 +10,9 @@ import yaml
 
 from models.evaluate import EvaluationParams
 from models.experiment import Experiment
+from pipeline.contracts.cohort import read_cases, read_slides
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task
 from pipeline.embedding import EmbeddingParams
 from pipeline.encoders import EncoderSpec
@@ -20,7 +22,8 @@ from pipeline.splits import SplitParams
 from pipeline.stain import StainParams
 from pipeline.tiling import TilingParams
 from pipeline.tissue import TissueParams
-from workflow.configuration import checked, schema
+from workflow.configuration import check_cohort, checked, schema
+from workflow.ledger import check_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = {
@@ -90,6 +93,13 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c["experiments"][0].update(name="../x"), "config.yaml experiments.0.name"),
         (lambda c: c["inputs"].update(expression=None), "needs genes, but inputs.expression is not given"),
         (lambda c: c.update(expression={"unit": "zscore"}), "'hvg' is meaningless on z-scores"),
+        (lambda c: c["experiments"][0].update(init_from="x"), "init_from is not supported yet"),
+        (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
+        (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
+        (lambda c: c.update(stain={"target": "nowhere.png"}), "'nowhere.png' is neither builtin nor a file"),
+        (lambda c: c.update(stain={"target": "results/stain/a.json"}), "is a result of this very workflow"),
+        (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
         (
             lambda c: c.update(splits={"folds": "five"}),
             "config.yaml splits.folds: 'five' is not of type 'integer'",
@@ -101,6 +111,36 @@ def test_one_error_that_names_the_key(config, change, expected):
     with pytest.raises(InputError) as caught:
         checked(config)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("slides", "cases", "expected"),
+    [
+        ("slide_id\tcase_id\tpath\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "the slide sheet has no row"),
+        ("slide_id\tcase_id\tpath\ns\tX\ts\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "no slide belongs to any case"),
+        ("slide_id\tcase_id\tpath\ns\tA\ts\n", "case_id\tgrad\nA\tG2\n", "did you mean 'grad'?"),
+    ],
+)
+def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
+    Path("slides.tsv").write_text(slides)
+    Path("cases.tsv").write_text(cases)
+    with pytest.raises(InputError) as caught:
+        check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
+    assert expected in str(caught.value)
+
+
+def test_a_ledger_that_was_edited_after_the_folds_were_made(tmp_path):
+    ledger, splits = tmp_path / "splits.tsv", tmp_path / "results.tsv"
+    rows = [SplitRow(case, fold, "test" if fold == i else "train") for i, case in enumerate("AB") for fold in (0, 1)]
+    check_ledger(ledger, splits)
+    write_splits(splits, rows[:2])
+    with pytest.raises(InputError, match="the ledger is gone"):
+        check_ledger(ledger, splits)
+    write_splits(ledger, rows)
+    check_ledger(ledger, splits)
+    write_splits(ledger, [dataclasses.replace(row, fold=1 - row.fold) for row in rows])
+    with pytest.raises(InputError, match=r"1 cases have other folds.*clean --stage splits"):
+        check_ledger(ledger, splits)
 
 
 def test_the_unedited_config_names_the_next_step(tmp_path):

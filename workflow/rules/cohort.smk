@@ -6,7 +6,7 @@ rule join_cohort:
     input:
         cases=config["inputs"]["cases"],
         slides=config["inputs"]["slides"] or [],
-        expression=config["inputs"]["expression"] or [],
+        expression=expression_files(),
     output:
         table=layout.cohort_report(RESULTS),
         page=layout.cohort_report(RESULTS, "html"),
@@ -15,11 +15,12 @@ rule join_cohort:
     priority: 100
     conda:
         "../../envs/molecular.yaml"
-    threads: 1024
+    threads: ALL_CORES
     params:
         revision=REVISIONS["cohort"],
         tasks=config["tasks"],
         expression=config["expression"],
+        path=config["inputs"]["expression"],
     script:
         "../scripts/join_cohort.py"
 

@@ -11,7 +11,8 @@ from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide
-from workflow.configuration import checked
+from workflow.configuration import check_cohort, checked
+from workflow.ledger import check_ledger
 
 from snakemake.exceptions import WorkflowError
 
@@ -19,10 +20,14 @@ try:
     config = checked(config)
     SLIDES = read_slides(config["inputs"]["slides"]) if config["inputs"]["slides"] else []
     CASES = read_cases(config["inputs"]["cases"])
+    check_cohort(config, SLIDES, CASES)
+    check_ledger(config["splits"]["file"], layout.splits(RESULTS))
 except HistoweaveError as error:
     raise WorkflowError(str(error)) from None
 
 BATCHES = batches(SLIDES)
+ALL_CORES = workflow.resource_settings.cores or 1
+PATIENTS_DIGEST = digest_of(sorted((case, row.get("patient_id", "")) for case, row in CASES.rows.items()))
 CASES_DIGEST = digest_of(sorted(CASES.rows))
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
@@ -75,8 +80,16 @@ def expression_table():
 
 def stain_target():
     """A file of the user's that colours are matched to."""
-    target = config["stain"]["target"]
-    return [] if target == "builtin" else [target]
+    used = config["stain"]["method"] != "none" and config["stain"]["target"] != "builtin"
+    return [config["stain"]["target"]] if used else []
+
+
+def expression_files():
+    """The expression table, or every file of a folder of tables."""
+    path = config["inputs"]["expression"]
+    if path and os.path.isdir(path):
+        return sorted(os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
+    return [path] if path else []
 
 
 def gene_lists():

@@ -35,6 +35,8 @@ rule predict_cases:
         "logs/predict_cases/{task}/{experiment}.log",
     conda:
         "../../envs/torch.yaml"
+    resources:
+        gpu=1,
     params:
         revision=REVISIONS["predictions"],
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
@@ -59,6 +61,7 @@ rule evaluate_task:
         revision=REVISIONS["evaluation"],
         section=config["evaluation"],
         task=lambda wildcards: TASKS[wildcards.task],
+        patients=PATIENTS_DIGEST,
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/evaluate_task.py"

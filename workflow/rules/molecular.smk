@@ -3,7 +3,8 @@
 
 rule prepare_expression:
     input:
-        table=config["inputs"]["expression"] or [],
+        table=expression_files(),
+        lists=gene_lists(),
     output:
         table=layout.expression(RESULTS),
     log:
@@ -13,6 +14,9 @@ rule prepare_expression:
     params:
         revision=REVISIONS["expression"],
         section=config["expression"],
+        path=config["inputs"]["expression"],
+        tumour=config["genes"]["tumour"],
+        tme=config["genes"]["tme"],
         cases=CASES_DIGEST,
         sheet=config["inputs"]["cases"],
     script:

@@ -4,7 +4,7 @@
 rule build_report:
     input:
         cohort=rules.join_cohort.output.table,
-        splits=rules.make_splits.output.splits,
+        splits=rules.make_splits.output.splits if TASKS else [],
         features=[layout.features_index(RESULTS, e) for e in ENCODERS],
         expression=expression_table(),
         genes=[layout.genes(RESULTS, t, k) for t in TASKS for k in FOLDS if HAS_RNA],

@@ -7,7 +7,7 @@ with job(snakemake):
     join_cohort(
         cases=snakemake.input.cases,
         slides=snakemake.input.get("slides"),
-        expression=snakemake.input.get("expression"),
+        expression=snakemake.params.path,
         expression_params=snakemake.params.expression,
         tasks=snakemake.params.tasks,
         table=snakemake.output.table,

@@ -6,8 +6,10 @@ from workflow.job import job
 
 with job(snakemake):
     prepare_expression(
-        snakemake.input.table,
+        snakemake.params.path,
         snakemake.output.table,
         ExpressionParams(**snakemake.params.section),
         list(read_cases(snakemake.params.sheet).rows),
+        snakemake.params.tumour,
+        snakemake.params.tme,
     )

@@ -8,7 +8,6 @@ import torch
 
 from models.data import Cohort, Collator, Sample, array_digest, fixed_length_rows, samples_of, targets_of
 from models.survival import Intervals
-from pipeline.contracts.errors import InputError
 from pipeline.contracts.genes import read_genes
 from pipeline.contracts.tasks import read_labels
 from tests.toy_cohort import GRADE, SURVIVAL, SYMBOLS, WIDTH, make_toy
@@ -74,10 +73,10 @@ def test_cache_or_not_gives_the_same(opened):
     assert not frugal._cache and cohort._cache
 
 
-def test_unknown_magnification_is_refused(opened):
+def test_a_magnification_without_bags_leaves_every_case_lacking(opened):
     _, inputs, _ = opened
-    with pytest.raises(InputError, match="no bag at magnification 20; found: 10"):
-        Cohort(inputs.features_index, 20)
+    cohort = Cohort(inputs.features_index, 20)
+    assert cohort.lacking("any case", {"slides"}) == "no usable slide at 20x"
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def test_single_modality(cohort, part):
     assert not kinds & ({"case_without_slide"} if part == "slides" else {"case_without_rna"})
 
 
-def test_ids_that_never_meet_are_an_error(cohort):
-    (cohort / "slides.tsv").write_text("slide_id\tcase_id\tpath\ns1\tX1\ta.svs\n")
-    with pytest.raises(InputError, match="no slide belongs to any case: slides have cases like 'X1'"):
+def test_samples_that_never_meet_a_case_are_an_error(cohort):
+    (cohort / "rna.tsv").write_text("gene\tX\tY\nTP53\t1\t2\nEGFR\t1\t2\n")
+    with pytest.raises(InputError, match=r"rna\.tsv"):
         report()
 
 
