@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence, Set
 
 from pipeline.contracts.errors import InputError
 from pipeline.expression.barcodes import case_of
+from pipeline.expression.gdc import SHEET
 from pipeline.expression.symbols import ENSEMBL, parse_gene
 
 GENES_IN_ROWS = "genes_in_rows"
@@ -34,7 +35,8 @@ def find_orientation(
             where,
             f"no row and no column is a case of the sheet. Rows: {_examples(rows)}; columns: {_examples(columns)};"
             f" cases: {_examples(sorted(known))}.",
-            "use the same case ids in both (TCGA barcodes are cut to the case by themselves).",
+            "use the same case ids in both (TCGA barcodes are cut to the case by themselves). Files of a folder must be"
+            f" named by case or sample barcode, or lie beside GDC's sample sheet ({SHEET}).",
         )
     genes = {
         SAMPLES_IN_ROWS: sum(_is_gene(name, known_symbols) for name in columns),

@@ -104,7 +104,8 @@ def prepare_expression(
 
     Parameters
     ----------
-    table : TSV, CSV, gzip, h5ad, or a folder of STAR files; see `tables.read_raw`
+    table : TSV, CSV, gzip, h5ad, or a folder of STAR files named by case or sample barcode, or with GDC's sample sheet;
+        see `tables.read_raw`
     cases : case ids of the clinical sheet; samples of other cases are left out and counted
     tumour, tme : gene lists for the flags of the artefact; see `signatures.load_signatures`
 
@@ -127,7 +128,8 @@ def prepare_expression(
 
 def _content(path: Path) -> list[Any]:
     if path.is_dir():
-        return [[file.name, bytes_digest(file)] for file in sorted(path.iterdir()) if file.is_file()]
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return [[file.relative_to(path).as_posix(), bytes_digest(file)] for file in files]
     return [bytes_digest(path)]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.contracts.errors import InputError
+from pipeline.expression.gdc import SHEET, folder_files, sheet_samples
 
 #: columns that describe genes (or rows) and hold no sample, by lower-case name
 ANNOTATIONS = frozenset(
@@ -56,7 +57,10 @@ class RawTable:
 
 
 def read_raw(path: str | Path, star_column: str = "unstranded") -> RawTable:
-    """Read a TSV, CSV (gzip too) or h5ad file, or a folder of single-sample STAR files named by case.
+    """Read a TSV, CSV (gzip too) or h5ad file, or a folder of single-sample STAR files.
+
+    The files of a folder may lie in subfolders. They must be named by case or sample barcode (up to the first dot), or
+    the folder must hold GDC's sample sheet, which names the sample of each file: see `gdc.sheet_samples`.
 
     Raises InputError for a missing, empty or ragged file and for a table without numbers.
     """
@@ -170,9 +174,14 @@ def _numbers(frame: pd.DataFrame, chosen: Sequence[int]) -> tuple[np.ndarray, di
 
 
 def _read_folder(path: Path, star_column: str) -> RawTable:
-    files = sorted(file for file in path.iterdir() if file.name.endswith(TABLE_ENDINGS))
+    files = folder_files(path, TABLE_ENDINGS)
     if not files:
-        raise InputError(str(path), "the folder holds no table (.tsv, .csv, gzip too).", "name one file per case.")
+        raise InputError(
+            str(path),
+            "the folder and its subfolders hold no table (.tsv, .csv, .txt, .counts, gzip too).",
+            f"give one file per sample, named by case or sample barcode, or with GDC's sample sheet ({SHEET}) beside.",
+        )
+    samples = sheet_samples(path, files)
     tables = [_read_text(file, star_column) for file in files]
     for table in tables:
         if len(table.columns) != 1 or table.rows != tables[0].rows:
@@ -184,7 +193,7 @@ def _read_folder(path: Path, star_column: str) -> RawTable:
     first = tables[0]
     bad = {column: table.bad_cells[0] for column, table in enumerate(tables) if table.bad_cells}
     values = np.concatenate([table.values for table in tables], axis=1)
-    names = [table.columns[0] for table in tables]
+    names = samples or [table.columns[0] for table in tables]
     return RawTable(str(path), values, first.rows, names, first.annotations, bad, first.unit)
 
 

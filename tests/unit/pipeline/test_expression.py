@@ -117,6 +117,116 @@ def test_folder_of_single_sample_star_files(tmp_path, prepare):
     np.testing.assert_allclose(found.raw, in_order(values)[::-1] / 4)
 
 
+UUIDS = [f"{k}b1fcd38-bd25-4c18-b2d2-0e5a{k}c3e4f5a" for k in range(5)]
+
+
+def download(folder, values, suffix=""):
+    """A folder as gdc-client leaves it, a STAR file per column of `values`; the names of the files."""
+    names = []
+    for uuid, column in zip(UUIDS, values.T.tolist(), strict=False):
+        lines = ["# gene-model: GENCODE v36", "gene_id\tgene_name\tgene_type\tunstranded\ttpm_unstranded"]
+        lines += [f"ENSG{i:011d}.1\t{g}\tx\t{v}\t{v / 4}" for i, (g, v) in enumerate(zip(GENES, column, strict=True))]
+        names.append(f"{uuid[::-1]}.rna_seq.augmented_star_gene_counts.tsv")
+        (folder / uuid / "logs").mkdir(parents=True)
+        text = "\n".join(lines) + "\n"
+        (folder / uuid / (names[-1] + suffix)).write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
+        (folder / uuid / "logs" / f"{names[-1]}.parcel").write_bytes(b"\0")
+    (folder / UUIDS[0] / "annotations.txt").write_text("id\tsubmitter_id\n")
+    (folder / "MANIFEST.txt").write_text("id\tfilename\n")
+    (folder / "gdc_manifest.2024-05-01.txt").write_text("id\tfilename\n")
+    (folder / ".hidden.tsv").write_text("x")
+    return names
+
+
+def sample_sheet(folder, names, samples, cases, types, column="Sample Type"):
+    lines = [f"File ID\tFile Name\tCase ID\tSample ID\t{column}"]
+    lines += ["\t".join(("x", *row)) for row in zip(names, cases, samples, types, strict=True)]
+    lines += ["x\tslide.svs\tQ\tQ-1\tPrimary Tumor"]
+    (folder / "gdc_sample_sheet.2024-05-01.tsv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_gdc_download_with_its_sample_sheet(tmp_path, prepare, suffix):
+    values = counts(n_cases=4)
+    names = download(tmp_path / "rna", values, suffix)
+    samples = ["TCGA-02-0047-01A", "TCGA-02-0047-11A", "TCGA-02-0001-01A", "TCGA-ZZ-0001-01A"]
+    types = ["Primary Tumor", "Solid Tissue Normal", "Primary Tumor", "Primary Tumor"]
+    sample_sheet(tmp_path / "rna", names, samples, [name[:12] for name in samples], types)
+    found, report = prepare(tmp_path / "rna", ["TCGA-02-0001", "TCGA-02-0047"])
+    assert found.cases == ("TCGA-02-0001", "TCGA-02-0047")
+    np.testing.assert_array_equal(found.raw, in_order(values)[[2, 0]])
+    assert report["samples_not_tumour"]["examples"] == ["TCGA-02-0047-11A"]
+    assert report["samples_of_no_case"]["examples"] == ["TCGA-ZZ-0001-01A"]
+
+
+@pytest.mark.parametrize(
+    ("column", "types"),
+    [
+        ("Sample Type", ["Solid Tissue Normal", "Primary Tumor", "Metastatic"]),
+        ("Tissue Type", ["Normal", "Tumor", "Abnormal"]),
+    ],
+)
+def test_gdc_samples_of_other_programmes_go_by_their_case(tmp_path, prepare, column, types):
+    values = counts(n_cases=3)
+    names = download(tmp_path / "rna", values)
+    cases = ["C3L-00001", "C3L-00001", "C3N-00002"]
+    sample_sheet(tmp_path / "rna", names, ["C3L-00001-06", "C3L-00001-01", "C3N-00002-03"], cases, types, column)
+    found, report = prepare(tmp_path / "rna", sorted(set(cases)))
+    np.testing.assert_array_equal(found.raw, in_order(values)[[1, 2]])
+    assert report["samples_of_no_case"]["examples"] == ["C3L-00001-06"], "normal tissue is no case's tumour"
+
+
+def test_normal_tissue_without_a_sample_id_is_no_tumour(tmp_path, prepare):
+    values = counts(n_cases=2)
+    names = download(tmp_path / "rna", values)
+    sample_sheet(tmp_path / "rna", names, ["", ""], ["p1", "p1"], ["Normal", "Tumor"], "Tissue Type")
+    found, report = prepare(tmp_path / "rna")
+    np.testing.assert_array_equal(found.raw, in_order(values)[[1]])
+    assert report["samples_of_no_case"]["examples"] == ["p1-normal"]
+
+
+def test_gdc_download_without_a_sample_sheet_says_what_is_needed(tmp_path, prepare):
+    download(tmp_path / "rna", counts(n_cases=2))
+    with pytest.raises(InputError, match=r"named by case or sample barcode, or lie beside GDC's sample sheet"):
+        prepare(tmp_path / "rna")
+    (tmp_path / "none" / "sub").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"holds? no table .*named by case or sample barcode"):
+        prepare(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("star_gene", "other"), "names no sample for it"),
+        (lambda text: text.replace("TCGA-02-0047-01A", "TCGA-02-0047-01A, TCGA-02-0047-10A"), "names 2 samples"),
+        (lambda text: text + text.splitlines()[1].replace("0047", "0048") + "\n", "names 2 samples"),
+        (lambda text: text.replace("Case ID", "A").replace("Sample ID", "B"), "neither column Sample ID nor Case ID"),
+        (lambda text: text.replace("File Name", "Name"), "column File Name missing"),
+    ],
+)
+def test_gdc_sample_sheets_that_do_not_tell(tmp_path, prepare, change, words):
+    names = download(tmp_path / "rna", counts(n_cases=1))
+    sample_sheet(tmp_path / "rna", names, ["TCGA-02-0047-01A"], ["TCGA-02-0047"], ["Primary Tumor"])
+    sheet = tmp_path / "rna/gdc_sample_sheet.2024-05-01.tsv"
+    sheet.write_text(change(sheet.read_text()))
+    with pytest.raises(InputError, match=words):
+        prepare(tmp_path / "rna", ["TCGA-02-0047"])
+
+
+def test_digest_covers_nested_files_and_the_sample_sheet(tmp_path, prepare):
+    values = counts(n_cases=2)
+    names = download(tmp_path / "rna", values)
+    digests = []
+    for cases in (["p1", "p2"], ["p2", "p1"]):
+        sample_sheet(tmp_path / "rna", names, cases, cases, ["Primary Tumor"] * 2)
+        digests.append(prepare(tmp_path / "rna")[0].digest)
+    path = tmp_path / "rna" / UUIDS[0] / names[0]
+    path.write_text(path.read_text().replace("\tx\t", "\tx\t1", 1))
+    digests.append(prepare(tmp_path / "rna")[0].digest)
+    assert prepare(tmp_path / "rna")[0].digest == digests[-1]
+    assert len(set(digests)) == 3
+
+
 def test_rsem_ids_and_tcga_barcodes(tmp_path, prepare):
     rows = ["?|100133144", *(f"{g}|{i + 5}" for i, g in enumerate(GENES)), f"{GENES[3]}|999"]
     columns = [
