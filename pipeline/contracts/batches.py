@@ -45,5 +45,6 @@ def read_batch(path: str | Path) -> dict[str, BatchRow]:
     for record in read_table(path, [f.name for f in fields(BatchRow)]):
         if record["status"] not in STATUSES:
             raise FormatError(f"{path}: unknown status '{record['status']}'. Fix: delete it and rerun its stage.")
-        rows[record["slide_id"]] = BatchRow(**{**record, "seconds": float(record["seconds"])})
+        texts = {name: text for name, text in record.items() if name != "seconds"}
+        rows[record["slide_id"]] = BatchRow(**texts, seconds=float(record["seconds"]))
     return rows
