@@ -20,7 +20,7 @@ rule join_cohort:
         revision=REVISIONS["cohort"],
         tasks=config["tasks"],
         expression=config["expression"],
-        path=config["inputs"]["expression"],
+        path=expression_path,
     script:
         "../scripts/join_cohort.py"
 

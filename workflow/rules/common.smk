@@ -84,6 +84,10 @@ def stain_target():
     return [config["stain"]["target"]] if used else []
 
 
+def expression_path(wildcards):
+    return config["inputs"]["expression"]
+
+
 def expression_files():
     """The expression table, or every file of a folder of tables."""
     path = config["inputs"]["expression"]
@@ -92,9 +96,13 @@ def expression_files():
     return [path] if path else []
 
 
+def gene_sets(wildcards):
+    """The tumour and the TME set, each "builtin" or a file."""
+    return [config["genes"]["tumour"], config["genes"]["tme"]]
+
+
 def gene_lists():
-    """Files of the user's that gene selection reads."""
-    return [path for path in (config["genes"]["tumour"], config["genes"]["tme"]) if path != "builtin"]
+    return [path for path in gene_sets(None) if path != "builtin"]
 
 
 def training_inputs(wildcards):

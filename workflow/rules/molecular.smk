@@ -14,9 +14,8 @@ rule prepare_expression:
     params:
         revision=REVISIONS["expression"],
         section=config["expression"],
-        path=config["inputs"]["expression"],
-        tumour=config["genes"]["tumour"],
-        tme=config["genes"]["tme"],
+        path=expression_path,
+        gene_sets=gene_sets,
         cases=CASES_DIGEST,
         sheet=config["inputs"]["cases"],
     script:

@@ -10,6 +10,5 @@ with job(snakemake):
         snakemake.output.table,
         ExpressionParams(**snakemake.params.section),
         list(read_cases(snakemake.params.sheet).rows),
-        snakemake.params.tumour,
-        snakemake.params.tme,
+        *snakemake.params.gene_sets,
     )
