@@ -66,6 +66,10 @@ def splits(root: Root) -> str:
     return _join(root, "splits", "splits.tsv")
 
 
+def split_notes(root: Root) -> str:
+    return _join(root, "splits", "notes.tsv")
+
+
 def genes(root: Root, task: str, fold: str | int) -> str:
     return _join(root, "genes", task, f"fold{fold}.json")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.contracts import layout
+from pipeline.contracts.files import read_table
 from pipeline.contracts.genes import GROUPS, read_genes
 from pipeline.contracts.splits import ROLES, Splits, read_splits
 from pipeline.report.reading import Run
@@ -20,6 +21,7 @@ def folds_section(run: Run) -> dict[str, Any] | None:
         "roles": ROLES,
         "n_folds": splits.n_folds,
         "genes": _genes(run, splits),
+        "notes": run.attempt("notes on folds", lambda: read_table(layout.split_notes(run.results))) or [],
         "groups": GROUPS,
     }
 

@@ -30,7 +30,7 @@ rule make_splits:
         cases=config["inputs"]["cases"],
     output:
         splits=layout.splits(RESULTS),
-        notes="results/splits/notes.tsv",
+        notes=layout.split_notes(RESULTS),
     log:
         "logs/make_splits.log",
     conda:

@@ -178,6 +178,8 @@ def write_molecular(results: Path, rng: np.random.Generator) -> None:
         layout.splits(results),
         [SplitRow(c, k, "test" if i % 2 == k else "train") for i, c in enumerate(CASES) for k in range(2)],
     )
+    note = {"fold": 1, "role": "val", "task": "survival", "problem": "no event"}
+    write_table(layout.split_notes(results), list(note), [note])
     genes = ("A1", "B2", "C3")
     values = rng.random((6, 3)).astype(np.float32)
     flags = np.array([True, False, False])
@@ -301,6 +303,10 @@ def test_results_are_there(run: Path) -> None:
     assert ["snn", "8", "\u2013 \u2013 to \u2013", "0.712 0.600 to 0.800", "no such case"] in page.rows
     assert ["snn", "fuse", "AUC", "-0.046", "-0.200 to 0.100", "6"] in page.rows
     assert "90 % bootstrap" in page.text
+
+
+def test_folds_that_lack_something_are_shown(run: Path) -> None:
+    assert ["1", "val", "survival", "no event"] in build().rows
 
 
 def test_skipped_says_why(run: Path) -> None:
