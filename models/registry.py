@@ -24,7 +24,12 @@ MODELS: dict[str, Entry] = {
     "linear": Entry("models.linear:Linear", frozenset({GENES})),
     "snn": Entry("models.snn:Snn", frozenset({GENES})),
     "abmil": Entry("models.abmil:Abmil", frozenset({SLIDES})),
+    "transmil": Entry("models.transmil:TransMil", frozenset({SLIDES})),
     "concat": Entry("models.concat:Concat", frozenset({SLIDES, GENES})),
+    "add": Entry("models.add:Add", frozenset({SLIDES, GENES})),
+    "bilinear": Entry("models.bilinear:Bilinear", frozenset({SLIDES, GENES})),
+    "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
+    "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
 }
 

@@ -16,6 +16,12 @@ from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task
 
 WIDTH = 6
+SMALL_PARAMS = {
+    "bilinear": {"embedding": 8},
+    "transmil": {"width": 16},
+    "mcat": {"width": 8, "pieces": 3},
+    "cmta": {"width": 16, "pieces": 3},
+}
 SYMBOLS = tuple(f"G{k:02d}" for k in range(12))
 GRADE = Task("grade", "classification", label="grade")
 SURVIVAL = Task("survival", "survival", time="time_days", event="event")
