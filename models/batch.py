@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -72,6 +73,16 @@ class Batch:
         moved: dict[str, Any] = {f.name: _to(getattr(self, f.name), device) for f in fields(self)}
         moved["genes"] = {group: values.to(device, non_blocking=True) for group, values in self.genes.items()}
         return Batch(**moved)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of equal shapes, one after the other."""
+    values: dict[str, Any] = {}
+    for name in (f.name for f in fields(Batch) if f.name not in ("case_ids", "genes")):
+        parts = [getattr(batch, name) for batch in batches]
+        values[name] = None if parts[0] is None else torch.cat(parts)
+    genes = {group: torch.cat([batch.genes[group] for batch in batches]) for group in batches[0].genes}
+    return Batch(tuple(case_id for batch in batches for case_id in batch.case_ids), **values, genes=genes)
 
 
 @dataclass(frozen=True)

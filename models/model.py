@@ -46,6 +46,10 @@ class Model(nn.Module):
         survival = survival_of_hazards(logits)
         return risk_of_survival(survival), survival
 
+    def condensed(self, batch: Batch) -> Batch:
+        """Models that fit themselves on slides: what `fit` needs of a batch, so that all samples fit into memory."""
+        return batch
+
     def fit(
         self, batch: Batch, targets: Targets, validation: tuple[Batch, Targets] | None
     ) -> tuple[list[dict[str, Any]], list[str]]:

@@ -23,6 +23,7 @@ class Entry:
 MODELS: dict[str, Entry] = {
     "linear": Entry("models.linear:Linear", frozenset({GENES})),
     "snn": Entry("models.snn:Snn", frozenset({GENES})),
+    "meanpool": Entry("models.meanpool:MeanPool", frozenset({SLIDES})),
     "abmil": Entry("models.abmil:Abmil", frozenset({SLIDES})),
     "transmil": Entry("models.transmil:TransMil", frozenset({SLIDES})),
     "concat": Entry("models.concat:Concat", frozenset({SLIDES, GENES})),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.batch import Batch, Targets
+from models.batch import Batch, Targets, joined
 from models.checkpoint import (
     FORMAT_VERSION,
     RESUME_KIND,
@@ -163,8 +163,8 @@ def train_fold(
     data = FoldData(fold, model, labels, cohort, experiment.batch_size or 1, device)
     notes = list(fold.notes)
     if model.fits_itself:
-        validation = data.whole(data.val) if data.val else None
-        history, remarks = model.fit(*data.whole(data.train), validation)
+        validation = data.condensed(data.val, model) if data.val else None
+        history, remarks = model.fit(*data.condensed(data.train, model), validation)
         notes += remarks
         rows = [{"epoch": n, **row} for n, row in enumerate(history, start=1)]
         progress = Progress(1, 1, best_state=model.state_dict(), history=rows)
@@ -207,9 +207,18 @@ class FoldData:
 
     def whole(self, samples: Sequence[Sample]) -> tuple[Batch, Targets]:
         """All samples as one batch."""
+        return self.collate(samples).to(self.device), self.targets(samples)
+
+    def targets(self, samples: Sequence[Sample]) -> Targets:
         case_ids = [sample.case_id for sample in samples]
-        targets = targets_of(case_ids, self.labels, self.fold.classes, self.fold.intervals)
-        return self.collate(samples).to(self.device), targets.to(self.device)
+        return targets_of(case_ids, self.labels, self.fold.classes, self.fold.intervals).to(self.device)
+
+    def condensed(self, samples: Sequence[Sample], model: Model) -> tuple[Batch, Targets]:
+        """All samples as one batch of what the model's `fit` needs, a few bags in memory at a time."""
+        if SLIDES not in model.needs:
+            return self.whole(samples)
+        parts = [model.condensed(batch) for batch, _ in self.batches(samples, range(len(samples)))]
+        return joined(parts), self.targets(samples)
 
     def batches(self, samples: Sequence[Sample], order: Sequence[int]) -> Iterator[tuple[Batch, Targets]]:
         """Batches in `order`; the last one may be smaller, none is dropped."""
