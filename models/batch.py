@@ -12,12 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals)."""
+    """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals), and
+    encoded columns of the clinical sheet."""
 
     features: int
     genes: dict[str, int]
     outputs: int
     kind: str
+    clinical: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Batch:
     cell : int64 [samples, tiles, 2], (column, row) on the slide's lattice, from 0 per slide; 0 where there is no tile
     coords : int64 [samples, tiles, 2], upper-left corner (x, y) in level-0 pixels; 0 where there is no tile
     genes : group name -> float32 [samples, genes]. Empty for a model without genes
+    clinical : float32 [samples, columns], encoded columns of the case sheet. None for a model without them
     has_slides, has_genes : bool [samples], which modality the sample really has
     """
 
@@ -65,6 +68,7 @@ class Batch:
     cell: Tensor | None = None
     coords: Tensor | None = None
     genes: dict[str, Tensor] = field(default_factory=dict)
+    clinical: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)

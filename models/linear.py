@@ -49,8 +49,8 @@ class Linear(Model):
 
     name = "linear"
     needs = frozenset({"genes"})
-    gene_groups = ("all",)
-    Config = LinearConfig
+    gene_groups: ClassVar[tuple[str, ...]] = ("all",)
+    Config: ClassVar[type] = LinearConfig
     defaults: ClassVar = {"epochs": 1, "batch_size": 1, "lr": 1.0, "weight_decay": 0.0, "patience": 0}
     fits_itself = True
 

@@ -17,7 +17,7 @@ class Model(nn.Module):
 
     Attributes
     ----------
-    needs : the modalities that a case must have, of "slides" and "genes"
+    needs : the modalities that a case must have, of "slides", "genes" and "clinical" (the case sheet)
     gene_groups : the groups of the gene selection that `forward` reads
     Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)

@@ -114,7 +114,7 @@ def predict_cases(
     model.load_state_dict(checkpoint.state)
     model.eval()
     length = fixed_length(model)
-    collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length)
+    collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length, checkpoint.covariates)
     outcomes, left_out = [], {}
     for case_id in case_ids:
         reason = cohort.lacking(case_id, model.needs)

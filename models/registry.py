@@ -10,6 +10,8 @@ from pipeline.contracts.errors import InputError, nearest
 
 SLIDES = "slides"
 GENES = "genes"
+CLINICAL = "clinical"
+CLINICAL_COLUMNS = ("age", "sex")  #: default of the clinical model; here for the workflow, which asks without torch
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Entry:
 
 
 MODELS: dict[str, Entry] = {
+    "clinical": Entry("models.clinical:Clinical", frozenset({CLINICAL})),
     "linear": Entry("models.linear:Linear", frozenset({GENES})),
     "snn": Entry("models.snn:Snn", frozenset({GENES})),
     "meanpool": Entry("models.meanpool:MeanPool", frozenset({SLIDES})),
@@ -43,7 +46,7 @@ def entry(name: str, where: str = "config.yaml experiments") -> Entry:
 
 
 def needs(name: str, where: str = "config.yaml experiments") -> frozenset[str]:
-    """The modalities that every case of this model must have, of "slides" and "genes"."""
+    """The modalities that every case of this model must have, of "slides", "genes" and "clinical"."""
     return entry(name, where).needs
 
 

@@ -52,6 +52,7 @@ def test_held_out_inputs_leave_no_trace(tmp_path, model, task):
         other = {"G2": "G3", "G3": "G4", "G4": "G2"}[toy.rows[case]["grade"]]
         died = str(1 - int(toy.rows[case]["event"]))
         toy.rows[case].update(grade=other, time_days=str(rng.exponential(9999)), event=died)
+        toy.rows[case].update(age=str(rng.integers(900)), sex="other", site="9")
     for slide, (case, features, cell) in list(toy.slides.items()):
         if case in held_out:
             toy.slides[slide] = (case, rng.normal(20, 5, size=features.shape), cell[::-1] + 4)
