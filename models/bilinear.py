@@ -49,7 +49,7 @@ class BilinearConfig(AbmilConfig):
         check_choice("normalisation", self.normalisation, NORMALISATIONS)
 
 
-class MeanPool(nn.Module):
+class TileMean(nn.Module):
     """Mean of the tiles of each sample: [samples, tiles, width] and mask to [samples, width]."""
 
     def __init__(self, features: int) -> None:
@@ -101,7 +101,7 @@ class Bilinear(Model):
         self.config = config
         width, dropout = config.embedding, config.fusion_dropout
         attention = config.pooling == ATTENTION
-        self.pool = TilePool(sizes.features, config) if attention else MeanPool(sizes.features)
+        self.pool = TilePool(sizes.features, config) if attention else TileMean(sizes.features)
         self.embed = nn.Linear(self.pool.width, width)
         self.genes = SelfNormalisingNetwork(sizes.genes["all"], (*SNN_WIDTHS[:-1], width), config.gene_dropout)
         self.gated_slide = Gated(width, dropout)

@@ -121,7 +121,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             revision=body["revision"],
             digest=body["digest"],
             state=state,
-            covariates=meta["covariates"] and Covariates.from_values(meta["covariates"]),
+            covariates=Covariates.from_values(meta["covariates"]) if meta.get("covariates") else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)) from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint, read_checkpoint
+from models.covariates import check_columns
 from models.data import Cohort, Collator, samples_of
 from models.experiment import Experiment, Inputs
 from models.folds import usable_cases
@@ -110,6 +111,9 @@ def predict_cases(
     """
     device = device or torch.device("cpu")
     _check_features(checkpoint, cohort, case_ids)
+    if checkpoint.covariates is not None and cohort.sheet is not None:
+        columns = [covariate.column for covariate in checkpoint.covariates.columns]
+        check_columns(columns, cohort.sheet.columns, (), cohort.sheet.path)
     model = build_model(checkpoint.experiment, checkpoint).to(device)
     model.load_state_dict(checkpoint.state)
     model.eval()

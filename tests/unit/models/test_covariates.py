@@ -11,9 +11,12 @@ import pytest
 from models.checkpoint import read_checkpoint
 from models.clinical import ClinicalConfig
 from models.covariates import Covariates, check_columns, fit_covariates
+from models.data import Cohort
 from models.experiment import Experiment
+from models.predict import predict_cases
 from models.train import train_folds
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.files import write_table
 from tests.toy_cohort import GRADE, make_toy
 
 
@@ -82,6 +85,12 @@ def test_trains_on_its_columns_alone(tmp_path):
     assert [c.column for c in checkpoint.covariates.columns] == ["age", "sex"]
     assert "unknown for some training cases: age" in checkpoint.notes
     assert checkpoint.state["weight"].shape == (3, checkpoint.covariates.width)
+    outcomes, _ = predict_cases(checkpoint, Cohort(cases=tmp_path / "a" / "cases.tsv"), ["C03", "C01"])
+    assert [outcome.probability.shape for outcome in outcomes] == [(3,), (3,)]
+    assert predict_cases(checkpoint, Cohort(), ["C03"]) == ([], {"C03": "no row in the case sheet"})
+    write_table(tmp_path / "other.tsv", ["case_id", "age"], [{"case_id": "C03", "age": "5"}])
+    with pytest.raises(InputError, match="no column 'sex'"):
+        predict_cases(checkpoint, Cohort(cases=tmp_path / "other.tsv"), ["C03"])
     toy.rows["C07"]["site"] = "elsewhere"
     assert digests("b") == first
     toy.rows["C07"]["age"] = "99"
