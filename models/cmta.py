@@ -87,23 +87,24 @@ class Cmta(Model):
 
     def forward(self, batch: Batch) -> Outputs:
         assert batch.features is not None
-        genes, tiles = self.tokens(batch.genes["all"]), self.project(batch.features)
+        tiles = self.project(batch.features)
+        gene, genes = self.gene_encoder(self.tokens(batch.genes["all"]))
         parts = [
             self.translated(genes[rows], t, places)
             for rows, t, places in sequences(batch, tiles, self.config.positions)
         ]
-        slide, slide_decoded, gene, gene_decoded = (torch.cat(part) for part in zip(*parts, strict=True))
+        slide, slide_decoded, to_gene = (torch.cat(part) for part in zip(*parts, strict=True))
+        gene_decoded, _ = self.gene_decoder(to_gene)
         hidden = {"slide": slide, "slide decoded": slide_decoded, "gene": gene, "gene decoded": gene_decoded}
         fused = self.fusion(torch.cat([slide + slide_decoded, gene + gene_decoded], dim=1) / 2)
         return Outputs(self.head(fused), self.alignment(hidden) if self.training else {}, hidden)
 
-    def translated(self, genes: Tensor, tiles: Tensor, places: Places | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Class tokens [samples, width]: slide encoded and decoded from genes, gene encoded and decoded from tiles."""
+    def translated(self, genes: Tensor, tiles: Tensor, places: Places | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Class tokens of the slide [samples, width], encoded and decoded from genes, and gene tokens from tiles."""
         slide, tiles = self.slide_encoder(tiles, places)
-        gene, genes = self.gene_encoder(genes)
         to_slide, _ = self.slide_from_gene(tiles, genes, genes, need_weights=False)
         to_gene, _ = self.gene_from_slide(genes, tiles, tiles, need_weights=False)
-        return slide, self.slide_decoder(to_slide, places)[0], gene, self.gene_decoder(to_gene)[0]
+        return slide, self.slide_decoder(to_slide, places)[0], to_gene
 
     def alignment(self, hidden: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted alignment losses; the encoded class token is the fixed aim."""
