@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals)."""
+    """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals), and
+    encoded columns of the clinical sheet."""
 
     features: int
     genes: dict[str, int]
     outputs: int
     kind: str
+    clinical: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Batch:
     cell : int64 [samples, tiles, 2], (column, row) on the slide's lattice, from 0 per slide; 0 where there is no tile
     coords : int64 [samples, tiles, 2], upper-left corner (x, y) in level-0 pixels; 0 where there is no tile
     genes : group name -> float32 [samples, genes]. Empty for a model without genes
+    clinical : float32 [samples, columns], encoded columns of the case sheet. None for a model without them
     has_slides, has_genes : bool [samples], which modality the sample really has
     """
 
@@ -64,6 +68,7 @@ class Batch:
     cell: Tensor | None = None
     coords: Tensor | None = None
     genes: dict[str, Tensor] = field(default_factory=dict)
+    clinical: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -72,6 +77,16 @@ class Batch:
         moved: dict[str, Any] = {f.name: _to(getattr(self, f.name), device) for f in fields(self)}
         moved["genes"] = {group: values.to(device, non_blocking=True) for group, values in self.genes.items()}
         return Batch(**moved)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of equal shapes, one after the other."""
+    values: dict[str, Any] = {}
+    for name in (f.name for f in fields(Batch) if f.name not in ("case_ids", "genes")):
+        parts = [getattr(batch, name) for batch in batches]
+        values[name] = None if parts[0] is None else torch.cat(parts)
+    genes = {group: torch.cat([batch.genes[group] for batch in batches]) for group in batches[0].genes}
+    return Batch(tuple(case_id for batch in batches for case_id in batch.case_ids), **values, genes=genes)
 
 
 @dataclass(frozen=True)

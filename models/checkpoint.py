@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.batch import Sizes
+from models.covariates import Covariates
 from models.experiment import Experiment
 from models.survival import Intervals
 from pipeline.contracts.errors import FormatError
@@ -48,6 +49,7 @@ class Checkpoint:
     notes : remarks, such as fewer intervals than asked for
     revision, digest : of the stage, and of everything that the fold's training and validation came from
     state : the model's tensors, the baseline hazard of a Cox model among them
+    covariates : encoding of the clinical sheet; None for a model without it
     """
 
     experiment: Experiment
@@ -65,6 +67,7 @@ class Checkpoint:
     revision: int
     digest: str
     state: dict[str, Tensor]
+    covariates: Covariates | None = None
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -118,6 +121,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             revision=body["revision"],
             digest=body["digest"],
             state=state,
+            covariates=Covariates.from_values(meta["covariates"]) if meta.get("covariates") else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)) from error
@@ -153,6 +157,7 @@ def _meta(checkpoint: Checkpoint) -> dict[str, Any]:
         "class_weights": checkpoint.class_weights,
         "intervals": checkpoint.intervals and {"edges": checkpoint.intervals.edges, "last": checkpoint.intervals.last},
         "selection": selection and selection_values(selection),
+        "covariates": checkpoint.covariates and asdict(checkpoint.covariates),
         "magnification": checkpoint.magnification,
         "epochs": checkpoint.epochs,
         "best_epoch": checkpoint.best_epoch,

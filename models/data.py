@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from models.batch import Batch, Targets
+from models.covariates import Covariates
 from models.survival import Intervals
+from pipeline.contracts.cohort import read_cases
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import read_expression
 from pipeline.contracts.features import BagRecord, read_bag, read_index
@@ -48,6 +50,7 @@ class Cohort:
     features_index : index of one encoder, None for models without slides
     magnification : the bags to take; None for the only one or the coarsest
     expression : ``expression.h5ad``, None for models without genes
+    cases : the clinical sheet, None for models without covariates
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class Cohort:
         magnification: float | None = None,
         expression: str | Path | None = None,
         cache_bytes: int = CACHE_BYTES,
+        cases: str | Path | None = None,
     ) -> None:
         self._records: dict[str, list[BagRecord]] = {}
         self.magnification = magnification
         if features_index is not None:
             self._read_records(Path(features_index), magnification)
         self.expression = read_expression(expression) if expression is not None else None
+        self.sheet = read_cases(cases) if cases is not None else None
         self._rna_row = {case: i for i, case in enumerate(self.expression.cases)} if self.expression else {}
         self._cache: dict[str, SlideBag] = {}
         self._room = cache_bytes
@@ -81,6 +86,8 @@ class Cohort:
             absent.append("no usable slide" + (f" at {self.magnification:g}x" if self.magnification else ""))
         if "genes" in needs and case_id not in self._rna_row:
             absent.append("no RNA")
+        if "clinical" in needs and (self.sheet is None or case_id not in self.sheet.rows):
+            absent.append("no row in the case sheet")
         return " and ".join(absent)
 
     def slide_ids(self, case_id: str) -> tuple[str, ...]:
@@ -126,6 +133,11 @@ class Cohort:
         rows = [self._rna_row[case_id] for case_id in case_ids]
         return selection.apply(self.expression.values[rows], self.expression.symbols)
 
+    def clinical(self, case_ids: Sequence[str]) -> list[dict[str, str]]:
+        """Rows of the clinical sheet, column -> text."""
+        assert self.sheet is not None
+        return [self.sheet.rows[case_id] for case_id in case_ids]
+
 
 def array_digest(values: np.ndarray) -> str:
     """SHA-256 of an array's shape, dtype and bytes."""
@@ -155,9 +167,10 @@ class Collator:
     Parameters
     ----------
     cohort : where inputs come from
-    needs : modalities to load, of "slides" and "genes"
+    needs : modalities to load, of "slides", "genes" and "clinical"
     selection, groups : the fold's genes and the groups of them that the model reads
     fixed_length : None for all tiles of a case; else each slide is resampled to so many (reference mode)
+    covariates : the fold's encoding of the clinical sheet
     """
 
     def __init__(
@@ -167,8 +180,10 @@ class Collator:
         selection: GeneSelection | None = None,
         groups: Sequence[str] = (),
         fixed_length: int | None = None,
+        covariates: Covariates | None = None,
     ) -> None:
         self.cohort = cohort
+        self.covariates = covariates
         self.needs = frozenset(needs)
         self.selection = selection
         self.groups = tuple(groups)
@@ -184,6 +199,7 @@ class Collator:
             has_genes=torch.full((count,), with_genes),
             **(self._tiles(samples) if with_slides else {}),
             genes=self._genes(case_ids) if with_genes else {},
+            clinical=self._clinical(case_ids) if "clinical" in self.needs else None,
         )
         return batch
 
@@ -191,6 +207,10 @@ class Collator:
         assert self.selection is not None
         values = self.cohort.genes(case_ids, self.selection)
         return {group: torch.from_numpy(values[:, self.selection.columns(group)]) for group in self.groups}
+
+    def _clinical(self, case_ids: tuple[str, ...]) -> torch.Tensor:
+        assert self.covariates is not None
+        return torch.from_numpy(self.covariates.encoded(self.cohort.clinical(case_ids)))
 
     def _tiles(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         bags = [self._bags_of(sample) for sample in samples]

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.position_bias import TABULATED, Displacement, PositionBias
+
 HALF_PIXEL, CORNER = CONVENTIONS = ("half_pixel", "corner")
 GROUPS = 8
 HEAD_WIDTH = 64
 WINDOW, STRIDE, BORDER = 6, 4, 1
 OFFSET_RANGE = 4.0
 UNIT_TILES = 24.5  # half the side of the reference's 50 x 50 lattice, corner to corner
-PAIRS_PER_CHUNK = 2**19
+PAIRS_PER_CHUNK = 2**22  # of query and key; 12 values each are kept for the backward pass
+EXACT_PAIRS_PER_CHUNK = 2**19  # some 200 values each
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,16 @@ class DeformableAttention(nn.Module):
     width : channels of the tokens, a multiple of the 8 groups; there is one head per group
     dropout : on the attention weights
     convention : "half_pixel" or "corner", see the module
+    position_bias : "tabulated" or "exact", see `models.position_bias`
     """
 
-    def __init__(self, width: int = 128, dropout: float = 0.1, convention: str = HALF_PIXEL) -> None:
+    def __init__(
+        self,
+        width: int = 128,
+        dropout: float = 0.1,
+        convention: str = HALF_PIXEL,
+        position_bias: str = TABULATED,
+    ) -> None:
         super().__init__()
         assert width % GROUPS == 0 and convention in CONVENTIONS
         inner, channels = GROUPS * HEAD_WIDTH, width // GROUPS
@@ -72,7 +82,7 @@ class DeformableAttention(nn.Module):
         self.offset_point = nn.Conv2d(HEAD_WIDTH, 2, 1, bias=False)
         self.key = nn.Parameter(_uniform(inner, channels))
         self.value = nn.Parameter(_uniform(inner, channels))
-        self.position_bias = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.position_bias = PositionBias(position_bias)
         self.output = nn.Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -100,9 +110,8 @@ class DeformableAttention(nn.Module):
         sampled = sampled.flatten(2).transpose(1, 2)  # [groups, keys, width / groups]
         key = sampled @ self.key.reshape(GROUPS, HEAD_WIDTH, -1).transpose(1, 2)
         value = sampled @ self.value.reshape(GROUPS, HEAD_WIDTH, -1).transpose(1, 2)
-        at = self._positions(cell, height, width)
-        to = self._key_positions(points.place, grid)
-        heads = self._attend(query, key, value, at, to, points.valid.flatten())
+        at = Displacement.between(*self._axes(height, width, cell.device), self._key_positions(points.place, grid))
+        heads = self._attend(query, key, value, at, cell, points.valid.flatten())
         return self.output(heads.transpose(0, 1).flatten(1)), points
 
     def _lattice(self, cell: Tensor) -> tuple[int, int]:
@@ -135,11 +144,12 @@ class DeformableAttention(nn.Module):
             scaled = 2 * (place + 0.5) / size[:, None, None] - 1
         return scaled.permute(0, 2, 3, 1)
 
-    def _positions(self, cell: Tensor, height: int, width: int) -> Tensor:
-        """Query positions [tiles, (x, y)] in the convention's unit."""
+    def _axes(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Positions of the lattice's columns [width] and rows [height] in the convention's unit."""
+        column, row = (torch.arange(n, device=device, dtype=torch.float32) for n in (width, height))
         if self.convention == CORNER:
-            return 2 * cell / cell.new_tensor([max(width - 1, 1), max(height - 1, 1)]) - 1
-        return cell / UNIT_TILES
+            return 2 * column / max(width - 1, 1) - 1, 2 * row / max(height - 1, 1) - 1
+        return column / UNIT_TILES, row / UNIT_TILES
 
     def _key_positions(self, place: Tensor, grid: Tensor) -> Tensor:
         """Key positions [groups, keys, (x, y)] in the same unit."""
@@ -147,31 +157,25 @@ class DeformableAttention(nn.Module):
             return grid.flatten(1, 2)
         return ((STRIDE * place + (STRIDE - 1) / 2) / UNIT_TILES).flatten(2).transpose(1, 2)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, at: Tensor, to: Tensor, valid: Tensor) -> Tensor:
-        """Attention in chunks of queries, [groups, tiles, 64].
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, at: Displacement, cell: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Attention in chunks of queries, [groups, tiles, 64]; more than one are recomputed in the backward pass."""
+        table = self.position_bias.table(at, GROUPS * query.shape[1] * key.shape[1])
+        if table is not None:
+            at = table.scaled(at)
 
-        With more than one chunk each is recomputed in the backward pass: the position bias has 64 hidden values per
-        pair of query and key, which would fill the memory.
-        """
-        rows = max(1, PAIRS_PER_CHUNK // (GROUPS * key.shape[1]))
+        def chunk(query: Tensor, cell: Tensor) -> Tensor:
+            scores = query @ key.transpose(1, 2) * HEAD_WIDTH**-0.5 + self.position_bias.bias(at, table, cell)
+            scores = scores.masked_fill(~valid, float("-inf"))
+            return self.dropout(scores.softmax(dim=-1)) @ value
+
+        pairs = EXACT_PAIRS_PER_CHUNK if table is None else PAIRS_PER_CHUNK
+        rows = max(1, pairs // (GROUPS * key.shape[1]))
         if query.shape[1] <= rows:
-            return self._attend_chunk(query, key, value, at, to, valid)
-        parts = [
-            checkpoint(self._attend_chunk, q, key, value, p, to, valid, use_reentrant=False)
-            for q, p in zip(query.split(rows, dim=1), at.split(rows), strict=True)
-        ]
-        return torch.cat(parts, dim=1)
-
-    def _attend_chunk(self, query: Tensor, key: Tensor, value: Tensor, at: Tensor, to: Tensor, valid: Tensor) -> Tensor:
-        scores = query @ key.transpose(1, 2) * HEAD_WIDTH**-0.5 + self._bias(at, to)
-        scores = scores.masked_fill(~valid, float("-inf"))
-        return self.dropout(scores.softmax(dim=-1)) @ value
-
-    def _bias(self, at: Tensor, to: Tensor) -> Tensor:
-        """Continuous position bias, [groups, tiles, keys]: a small network of the log-warped difference."""
-        difference = at[None, :, None, :].to(to) - to[:, None, :, :]
-        warped = difference.sign() * difference.abs().log1p()
-        return self.position_bias(warped).squeeze(-1)
+            return chunk(query, cell)
+        parts = zip(query.split(rows, dim=1), cell.split(rows), strict=True)
+        return torch.cat([checkpoint(chunk, q, c, use_reentrant=False) for q, c in parts], dim=1)
 
 
 def _uniform(rows: int, columns: int) -> Tensor:

@@ -10,10 +10,11 @@ import numpy as np
 
 from models.batch import Sizes
 from models.checkpoint import selection_values
+from models.covariates import Covariates, fit_covariates
 from models.data import Cohort, array_digest
 from models.experiment import Experiment
 from models.losses import fit_class_weights
-from models.registry import GENES, SLIDES, model_class
+from models.registry import CLINICAL, GENES, SLIDES, model_class
 from models.survival import Intervals, fit_intervals
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import digest_of
@@ -41,6 +42,7 @@ class Fold:
     intervals: Intervals | None = None
     notes: tuple[str, ...] = field(default=())
     digest: str = ""
+    covariates: Covariates | None = None
 
 
 def usable_cases(
@@ -106,13 +108,24 @@ def prepare_fold(
             notes.append(f"{few}: {int(event.sum())} training cases with an event")
     if not val:
         notes.append("no validation case: the last epoch is kept")
+    covariates = None
+    if CLINICAL in model.needs:
+        columns, categorical = experiment.params["columns"], experiment.params["categorical"]
+        covariates = fit_covariates(cohort.clinical(train), columns, categorical)
+        lacking = [c.column for c in covariates.columns if c.unknown]
+        if lacking:
+            notes.append(f"unknown for some training cases: {', '.join(lacking)}")
     sizes = Sizes(
         features=cohort.feature_width(train) if SLIDES in model.needs else 0,
         genes=_gene_sizes(selection, model.gene_groups, where),
         outputs=len(classes) or len(intervals or ()),
         kind=labels.task.kind,
+        clinical=covariates.width if covariates else 0,
     )
-    fold = Fold(number, tuple(train), tuple(val), sizes, selection, classes, class_weights, intervals, tuple(notes))
+    fold = Fold(
+        number, tuple(train), tuple(val), sizes, selection, classes, class_weights, intervals, tuple(notes),
+        covariates=covariates,
+    )  # fmt: skip
     return Fold(**{**vars(fold), "digest": _digest(fold, experiment, labels, cohort)})
 
 
@@ -151,9 +164,13 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
         assert fold.selection is not None
         genes = [selection_values(fold.selection), array_digest(cohort.genes(cases, fold.selection))]
     slides = [cohort.slide_digests(c) for c in cases] if SLIDES in needs else None
+    clinical = None
+    if fold.covariates is not None:
+        columns = [covariate.column for covariate in fold.covariates.columns]
+        clinical = [[row[column] for column in columns] for row in cohort.clinical(cases)]
     return digest_of(
         "models", REVISIONS["models"], settings, asdict(labels.task), fold.number, fold.train, fold.val,
-        outcome, genes, slides, fold.notes, cohort.magnification,
+        outcome, genes, slides, clinical, fold.notes, cohort.magnification,
     )  # fmt: skip
 
 

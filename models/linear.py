@@ -30,8 +30,8 @@ class LinearConfig:
 
     Attributes
     ----------
-    strength : the penalty is ``strength x genes / 2 x |weights|^2`` beside the summed loss of the training cases, so
-        one number suits any number of standardised genes. None chooses it from 0.02 to 5 by the loss of the fold's
+    strength : the penalty is ``strength x columns / 2 x |weights|^2`` beside the summed loss of the training cases,
+        so one number suits any number of standardised genes. None chooses it from 0.02 to 5 by the loss of the fold's
         validation cases
     balanced : weight classes by the inverse of their frequency among training cases
     """
@@ -49,8 +49,8 @@ class Linear(Model):
 
     name = "linear"
     needs = frozenset({"genes"})
-    gene_groups = ("all",)
-    Config = LinearConfig
+    gene_groups: ClassVar[tuple[str, ...]] = ("all",)
+    Config: ClassVar[type] = LinearConfig
     defaults: ClassVar = {"epochs": 1, "batch_size": 1, "lr": 1.0, "weight_decay": 0.0, "patience": 0}
     fits_itself = True
 
@@ -64,13 +64,22 @@ class Linear(Model):
         self.config = config
         self.kind = sizes.kind
         outputs = sizes.outputs if sizes.kind == CLASSIFICATION else 1
-        self.weight = nn.Parameter(torch.zeros(outputs, sizes.genes["all"], dtype=torch.float64))
+        self.weight = nn.Parameter(torch.zeros(outputs, self.width(sizes), dtype=torch.float64))
         self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.float64))
         for name in ("baseline_time", "baseline_hazard"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
 
+    @staticmethod
+    def width(sizes: Sizes) -> int:
+        """Number of columns that `columns` will give."""
+        return sizes.genes["all"]
+
+    def columns(self, batch: Batch) -> Tensor:
+        """What the model is linear in, float64 [samples, columns], standardised on training cases."""
+        return batch.genes["all"].double()
+
     def forward(self, batch: Batch) -> Outputs:
-        return Outputs(batch.genes["all"].double() @ self.weight.T + self.bias)
+        return Outputs(self.columns(batch) @ self.weight.T + self.bias)
 
     def outcome(self, logits: Tensor, intervals: Intervals) -> tuple[Tensor, Tensor]:
         """Risk = log relative hazard; survival = exp(-H_0(t) exp(risk)) at the end of each interval."""
@@ -90,7 +99,7 @@ class Linear(Model):
         elif validation is None:
             strengths = (STRENGTH,)
             notes.append(f"strength {STRENGTH:g}: there is no validation case to choose it by")
-        training = RowSpace(batch.genes["all"].double().cpu().numpy())
+        training = RowSpace(self.columns(batch).cpu().numpy())
         rows: list[dict[str, Any]] = []
         losses, states = [], []
         for strength in strengths:
@@ -156,13 +165,13 @@ class RowSpace:
 
     Attributes
     ----------
-    centre : float64 [genes], the mean that was taken off
-    scores : float64 [cases, rank]; directions : float64 [rank, genes]; their product is the centred data
+    centre : float64 [columns], the mean that was taken off
+    scores : float64 [cases, rank]; directions : float64 [rank, columns]; their product is the centred data
     """
 
-    def __init__(self, genes: np.ndarray) -> None:
-        self.centre = genes.mean(axis=0)
-        left, scale, right = np.linalg.svd(genes - self.centre, full_matrices=False)
+    def __init__(self, columns: np.ndarray) -> None:
+        self.centre = columns.mean(axis=0)
+        left, scale, right = np.linalg.svd(columns - self.centre, full_matrices=False)
         kept = scale > 1e-10 * scale.max(initial=1e-300)
         self.scores, self.directions = left[:, kept] * scale[kept], right[kept]
 

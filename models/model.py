@@ -17,7 +17,7 @@ class Model(nn.Module):
 
     Attributes
     ----------
-    needs : the modalities that a case must have, of "slides" and "genes"
+    needs : the modalities that a case must have, of "slides", "genes" and "clinical" (the case sheet)
     gene_groups : the groups of the gene selection that `forward` reads
     Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
@@ -45,6 +45,10 @@ class Model(nn.Module):
         """Survival tasks: risk [samples] and survival [samples, bins] at the end of each interval."""
         survival = survival_of_hazards(logits)
         return risk_of_survival(survival), survival
+
+    def condensed(self, batch: Batch) -> Batch:
+        """Models that fit themselves on slides: what `fit` needs of a batch, so that all samples fit into memory."""
+        return batch
 
     def fit(
         self, batch: Batch, targets: Targets, validation: tuple[Batch, Targets] | None

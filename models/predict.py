@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint, read_checkpoint
+from models.covariates import check_columns
 from models.data import Cohort, Collator, samples_of
 from models.experiment import Experiment, Inputs
 from models.folds import usable_cases
@@ -110,11 +111,14 @@ def predict_cases(
     """
     device = device or torch.device("cpu")
     _check_features(checkpoint, cohort, case_ids)
+    if checkpoint.covariates is not None and cohort.sheet is not None:
+        columns = [covariate.column for covariate in checkpoint.covariates.columns]
+        check_columns(columns, cohort.sheet.columns, (), cohort.sheet.path)
     model = build_model(checkpoint.experiment, checkpoint).to(device)
     model.load_state_dict(checkpoint.state)
     model.eval()
     length = fixed_length(model)
-    collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length)
+    collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length, checkpoint.covariates)
     outcomes, left_out = [], {}
     for case_id in case_ids:
         reason = cohort.lacking(case_id, model.needs)

@@ -10,6 +10,8 @@ from pipeline.contracts.errors import InputError, nearest
 
 SLIDES = "slides"
 GENES = "genes"
+CLINICAL = "clinical"
+CLINICAL_COLUMNS = ("age", "sex")  #: default of the clinical model; here for the workflow, which asks without torch
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,17 @@ class Entry:
 
 
 MODELS: dict[str, Entry] = {
+    "clinical": Entry("models.clinical:Clinical", frozenset({CLINICAL})),
     "linear": Entry("models.linear:Linear", frozenset({GENES})),
     "snn": Entry("models.snn:Snn", frozenset({GENES})),
+    "meanpool": Entry("models.meanpool:MeanPool", frozenset({SLIDES})),
     "abmil": Entry("models.abmil:Abmil", frozenset({SLIDES})),
+    "transmil": Entry("models.transmil:TransMil", frozenset({SLIDES})),
     "concat": Entry("models.concat:Concat", frozenset({SLIDES, GENES})),
+    "add": Entry("models.add:Add", frozenset({SLIDES, GENES})),
+    "bilinear": Entry("models.bilinear:Bilinear", frozenset({SLIDES, GENES})),
+    "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
+    "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
 }
 
@@ -37,7 +46,7 @@ def entry(name: str, where: str = "config.yaml experiments") -> Entry:
 
 
 def needs(name: str, where: str = "config.yaml experiments") -> frozenset[str]:
-    """The modalities that every case of this model must have, of "slides" and "genes"."""
+    """The modalities that every case of this model must have, of "slides", "genes" and "clinical"."""
     return entry(name, where).needs
 
 

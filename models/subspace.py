@@ -23,6 +23,7 @@ from models.deformable import CONVENTIONS, CORNER, HALF_PIXEL, DeformableAttenti
 from models.layers import SelfNormalisingNetwork
 from models.model import Model
 from models.params import check_choice, check_range
+from models.position_bias import EXACT, METHODS, TABULATED
 from pipeline.contracts.errors import InputError
 
 WIDTH = 128
@@ -42,6 +43,7 @@ class SubspaceConfig:
     gecon_points : compare "absolute" sampling points, as published, or "offsets" from their resting places
     coordination : CG-Coord by "projection" (the paper), "reflection" (the released code) or "none"
     convention : see `models.deformable`; "corner" only together with `fixed_length`
+    position_bias : "tabulated" within a bound, or "exact" at ten times the cost, see `models.position_bias`
     fixed_length : None takes every tile of a case at its real place; a square number resamples each slide, as
         one sample, to so many tiles in a square without regard to their places
     """
@@ -53,6 +55,7 @@ class SubspaceConfig:
     gecon_points: str = "absolute"
     coordination: str = "projection"
     convention: str = HALF_PIXEL
+    position_bias: str = TABULATED
     fixed_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,7 @@ class SubspaceConfig:
         check_choice("gecon_points", self.gecon_points, ("absolute", "offsets"))
         check_choice("coordination", self.coordination, COORDINATIONS)
         check_choice("convention", self.convention, CONVENTIONS)
+        check_choice("position_bias", self.position_bias, METHODS)
         where = "config.yaml experiments params"
         if self.fixed_length is not None:
             check_range("fixed_length", self.fixed_length, 64, 100_000, integer=True)
@@ -129,7 +133,7 @@ class Stream(nn.Module):
         self.project = nn.Linear(features, WIDTH)
         self.teacher = nn.Linear(2 * WIDTH, WIDTH)
         self.norm_tokens = nn.LayerNorm(WIDTH)
-        self.attention = DeformableAttention(WIDTH, config.attention_dropout, config.convention)
+        self.attention = DeformableAttention(WIDTH, config.attention_dropout, config.convention, config.position_bias)
         self.norm_pooled = nn.LayerNorm(WIDTH)
         self.pool = nn.Linear(WIDTH, WIDTH)
         self.final = nn.Linear(WIDTH, WIDTH)
@@ -160,6 +164,7 @@ class Subspace(Model):
     defaults_by_kind: ClassVar = {"survival": {"weight_decay": 0.1}}
     reference_params: ClassVar = {
         "fixed_length": 2500, "convention": "corner", "gecon": "reference", "coordination": "reflection",
+        "position_bias": EXACT,
     }  # fmt: skip
 
     def __init__(self, config: SubspaceConfig, sizes: Sizes) -> None:

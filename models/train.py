@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.batch import Batch, Targets
+from models.batch import Batch, Targets, joined
 from models.checkpoint import (
     FORMAT_VERSION,
     RESUME_KIND,
@@ -25,6 +25,7 @@ from models.checkpoint import (
     write_bytes,
     write_checkpoint,
 )
+from models.covariates import check_columns
 from models.data import Cohort, Collator, Sample, samples_of, targets_of
 from models.experiment import Experiment, Inputs
 from models.folds import Fold, prepare_fold, read_selection
@@ -32,7 +33,7 @@ from models.losses import Objective
 from models.metrics import selection_score
 from models.model import Model
 from models.params import build_config
-from models.registry import GENES, SLIDES, model_class
+from models.registry import CLINICAL, GENES, SLIDES, model_class
 from pipeline.contracts.errors import FormatError, HistoweaveError
 from pipeline.contracts.files import write_table
 from pipeline.contracts.revisions import REVISIONS
@@ -83,6 +84,8 @@ def train_folds(
     labels = read_labels(inputs.cases, task)
     splits = read_splits(inputs.splits)
     cohort = open_cohort(experiment, inputs)
+    if cohort.sheet is not None:
+        check_columns(experiment.params["columns"], cohort.sheet.columns, task.columns, cohort.sheet.path)
     rows = []
     for number in range(splits.n_folds):
         started = time.monotonic()
@@ -124,6 +127,7 @@ def open_cohort(experiment: Experiment, inputs: Inputs) -> Cohort:
         inputs.features_index if SLIDES in needs else None,
         experiment.magnification,
         inputs.expression if GENES in needs else None,
+        cases=inputs.cases if CLINICAL in needs else None,
     )
 
 
@@ -160,8 +164,8 @@ def train_fold(
     data = FoldData(fold, model, labels, cohort, experiment.batch_size or 1, device)
     notes = list(fold.notes)
     if model.fits_itself:
-        validation = data.whole(data.val) if data.val else None
-        history, remarks = model.fit(*data.whole(data.train), validation)
+        validation = data.condensed(data.val, model) if data.val else None
+        history, remarks = model.fit(*data.condensed(data.train, model), validation)
         notes += remarks
         rows = [{"epoch": n, **row} for n, row in enumerate(history, start=1)]
         progress = Progress(1, 1, best_state=model.state_dict(), history=rows)
@@ -170,7 +174,7 @@ def train_fold(
     checkpoint = Checkpoint(
         experiment, labels.task, fold.number, fold.sizes, fold.classes, fold.class_weights, fold.intervals,
         fold.selection, cohort.magnification, progress.epoch, progress.best_epoch, tuple(notes),
-        REVISIONS["models"], fold.digest, progress.best_state,
+        REVISIONS["models"], fold.digest, progress.best_state, fold.covariates,
     )  # fmt: skip
     columns = list(dict.fromkeys(key for row in progress.history for key in row))
     write_table(folder / HISTORY, columns, progress.history)
@@ -198,15 +202,24 @@ class FoldData:
     ) -> None:
         self.fold, self.labels, self.batch_size, self.device = fold, labels, batch_size, device
         length = fixed_length(model)
-        self.collate = Collator(cohort, model.needs, fold.selection, model.gene_groups, length)
+        self.collate = Collator(cohort, model.needs, fold.selection, model.gene_groups, length, fold.covariates)
         self.train = samples_of(cohort, fold.train, per_slide=length is not None)
         self.val = samples_of(cohort, fold.val, per_slide=length is not None)
 
     def whole(self, samples: Sequence[Sample]) -> tuple[Batch, Targets]:
         """All samples as one batch."""
+        return self.collate(samples).to(self.device), self.targets(samples)
+
+    def targets(self, samples: Sequence[Sample]) -> Targets:
         case_ids = [sample.case_id for sample in samples]
-        targets = targets_of(case_ids, self.labels, self.fold.classes, self.fold.intervals)
-        return self.collate(samples).to(self.device), targets.to(self.device)
+        return targets_of(case_ids, self.labels, self.fold.classes, self.fold.intervals).to(self.device)
+
+    def condensed(self, samples: Sequence[Sample], model: Model) -> tuple[Batch, Targets]:
+        """All samples as one batch of what the model's `fit` needs, a few bags in memory at a time."""
+        if SLIDES not in model.needs:
+            return self.whole(samples)
+        parts = [model.condensed(batch) for batch, _ in self.batches(samples, range(len(samples)))]
+        return joined(parts), self.targets(samples)
 
     def batches(self, samples: Sequence[Sample], order: Sequence[int]) -> Iterator[tuple[Batch, Targets]]:
         """Batches in `order`; the last one may be smaller, none is dropped."""

@@ -16,6 +16,13 @@ from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task
 
 WIDTH = 6
+SMALL_PARAMS = {
+    "clinical": {"columns": ["age", "sex", "site"], "categorical": ["site"]},
+    "bilinear": {"embedding": 8},
+    "transmil": {"width": 16},
+    "mcat": {"width": 8, "pieces": 3},
+    "cmta": {"width": 16, "pieces": 3},
+}
 SYMBOLS = tuple(f"G{k:02d}" for k in range(12))
 GRADE = Task("grade", "classification", label="grade")
 SURVIVAL = Task("survival", "survival", time="time_days", event="event")
@@ -30,7 +37,7 @@ class Toy:
     slides: dict[str, tuple[str, np.ndarray, np.ndarray]]  # slide_id -> case_id, features [N, D], cell [N, 2]
     rows: dict[str, dict[str, str]]
     splits: list[SplitRow]
-    patient_columns: tuple[str, ...] = ("case_id", "grade", "time_days", "event")
+    patient_columns: tuple[str, ...] = ("case_id", "grade", "time_days", "event", "age", "sex", "site")
     groups: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {"tumour": SYMBOLS[:5], "tme": SYMBOLS[5:9], "all": SYMBOLS}
     )
@@ -107,6 +114,9 @@ def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
             "grade": f"G{grade[c] + 2}",
             "time_days": str(round(float(np.exp(4 - rna[c][3] + 0.1 * rng.normal())), 2)),
             "event": str(int(k % 3 != 1)),
+            "age": "" if k % 8 == 5 else str(30 + 10 * grade[c] + k % 7),
+            "sex": "fm"[k % 2],
+            "site": str(k % 3),
         }
         for k, c in enumerate(cases)
     }

@@ -4,6 +4,7 @@ import sys
 
 sys.path.insert(0, str(workflow.basedir))
 
+from models.registry import CLINICAL_COLUMNS
 from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
@@ -124,4 +125,12 @@ def label_values(wildcards):
     """The label columns of one task, so that a changed covariate retrains nothing."""
     task = TASKS[wildcards.task]
     columns = [task[key] for key in ("label", "time", "event") if key in task]
+    return digest_of([[case, *(row.get(c, "") for c in columns)] for case, row in sorted(CASES.rows.items())])
+
+
+def covariate_values(wildcards):
+    """The columns of the case sheet that one experiment takes as input: empty but for the clinical model."""
+    if not needs(wildcards.experiment, "clinical"):
+        return ""
+    columns = EXPERIMENTS[wildcards.experiment]["params"].get("columns", CLINICAL_COLUMNS)
     return digest_of([[case, *(row.get(c, "") for c in columns)] for case, row in sorted(CASES.rows.items())])

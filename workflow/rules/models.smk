@@ -19,6 +19,7 @@ rule train_model:
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
         task=lambda wildcards: TASKS[wildcards.task],
         labels=label_values,
+        covariates=covariate_values,
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/train_model.py"
@@ -42,6 +43,7 @@ rule predict_cases:
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
         task=lambda wildcards: TASKS[wildcards.task],
         labels=label_values,
+        covariates=covariate_values,
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/predict_cases.py"

@@ -57,9 +57,9 @@ def batch_of(features, genes, cell=None, mask=None, slide=None) -> Batch:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def full_stream():
-    config = SubspaceConfig(fixed_length=324, convention="corner")
+@pytest.fixture(scope="module", params=["exact", "tabulated"])
+def full_stream(request):
+    config = SubspaceConfig(fixed_length=324, convention="corner", position_bias=request.param)
     model = filled(Subspace(config, Sizes(1024, {"tumour": 59, "tme": 361}, 4, "classification"))).eval()
     b = torch.arange(2, dtype=torch.float64)
     n, c = torch.arange(324, dtype=torch.float64), torch.arange(1024, dtype=torch.float64)
@@ -216,13 +216,16 @@ class TestInvariance:
         with torch.no_grad():
             torch.testing.assert_close(model(one).logits, model(twice).logits, rtol=1e-5, atol=1e-6)
 
-    def test_chunks_change_neither_values_nor_gradients(self, monkeypatch):
+    @pytest.mark.parametrize("method", ["tabulated", "exact"])
+    def test_chunks_change_neither_values_nor_gradients(self, monkeypatch, method):
         rng = torch.Generator().manual_seed(4)
         one = case(rng, [60])
         grads = []
+        monkeypatch.setattr("models.position_bias.KNOTS", (17,))  # so that so few pairs are tabulated at all
         for pairs in (2**19, 100):
-            monkeypatch.setattr("models.deformable.PAIRS_PER_CHUNK", pairs)
-            model = model_of()
+            for name in ("PAIRS_PER_CHUNK", "EXACT_PAIRS_PER_CHUNK"):
+                monkeypatch.setattr(f"models.deformable.{name}", pairs)
+            model = model_of(position_bias=method)
             logits = model(one).logits
             logits.square().sum().backward()
             grads.append([logits.detach(), *(p.grad for p in model.parameters())])

@@ -13,18 +13,19 @@ import torch
 import models.train as train_module
 from models.checkpoint import read_checkpoint, write_checkpoint
 from models.experiment import Experiment
+from models.registry import MODELS as REGISTERED
 from models.train import exhausted, fold_seed, train_folds
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.files import read_table
 from pipeline.contracts.training import read_folds
-from tests.toy_cohort import GRADE, SURVIVAL, make_toy
+from tests.toy_cohort import GRADE, SMALL_PARAMS, SURVIVAL, make_toy
 
 SMALL = {"epochs": 3, "batch_size": 5, "lr": 3e-3, "weight_decay": 1e-3, "patience": 0}
-ALL_MODELS = ("linear", "snn", "abmil", "concat", "subspace")
+ALL_MODELS = tuple(REGISTERED)
 
 
 def experiment(model: str, **changes) -> Experiment:
-    return Experiment(**{"name": model, "model": model, **SMALL, **changes})
+    return Experiment(**{"name": model, "model": model, "params": SMALL_PARAMS.get(model, {}), **SMALL, **changes})
 
 
 def train(made: Experiment, task, inputs, out: Path):
@@ -51,6 +52,7 @@ def test_held_out_inputs_leave_no_trace(tmp_path, model, task):
         other = {"G2": "G3", "G3": "G4", "G4": "G2"}[toy.rows[case]["grade"]]
         died = str(1 - int(toy.rows[case]["event"]))
         toy.rows[case].update(grade=other, time_days=str(rng.exponential(9999)), event=died)
+        toy.rows[case].update(age=str(rng.integers(900)), sex="other", site="9")
     for slide, (case, features, cell) in list(toy.slides.items()):
         if case in held_out:
             toy.slides[slide] = (case, rng.normal(20, 5, size=features.shape), cell[::-1] + 4)

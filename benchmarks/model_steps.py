@@ -1,0 +1,108 @@
+"""Training steps of the fusion models, time and memory: ``python -m benchmarks.model_steps [--tiles 500 2500]``.
+
+One line per figure: name, ours, direct evaluation of the same maths, ratio; ours alone for the baselines. A step is
+forward, backward and the optimiser's update on one case with one slide, one thread of the CPU. Each measurement has a
+process of its own, so that peaks of memory do not mix; memory is the peak of the step above what inputs and weights
+took before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+import models.deformable
+from models.batch import Batch, Sizes
+from models.model import Model
+from models.registry import model_class
+
+FEATURES, GENES = 1024, {"tumour": 59, "tme": 361, "all": 431}
+OURS, DIRECT = "ours", "direct"
+REPEATS = 3
+BASELINES = ("abmil", "transmil", "concat", "add", "bilinear", "mcat", "cmta")
+UNITS = {"seconds": "training step, CPU s", "MiB": "peak memory, MiB"}
+
+
+def build(name: str, form: str) -> Model:
+    """A model in our form, or with every pair's position bias evaluated directly and in one piece."""
+    torch.manual_seed(0)
+    params: dict[str, Any] = {}
+    if form == DIRECT:
+        params = {"position_bias": "exact"}
+        models.deformable.EXACT_PAIRS_PER_CHUNK = sys.maxsize
+    cls = model_class(name)
+    return cls(cls.Config(**params), Sizes(FEATURES, GENES, 4, "classification")).train()
+
+
+def one_case(tiles: int) -> Batch:
+    """A case with one slide, tiles in rows of a nearly square lattice."""
+    number, yes = torch.arange(tiles), torch.ones(1, dtype=torch.bool)
+    side = math.ceil(math.sqrt(tiles))
+    cell = torch.stack([number % side, number // side], dim=1)[None]
+    genes = {group: torch.randn(1, n) for group, n in GENES.items()}
+    mask, slide = torch.ones(1, tiles, dtype=torch.bool), torch.zeros(1, tiles, dtype=torch.int64)
+    return Batch(("case",), yes, yes, torch.rand(1, tiles, FEATURES), mask, slide, cell, cell * 448, genes)
+
+
+def measure(name: str, form: str, tiles: int) -> dict[str, float]:
+    """CPU seconds of the fastest step, and MiB of the highest."""
+    torch.set_num_threads(1)
+    model, batch = build(name, form), one_case(tiles)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
+
+    def step() -> float:
+        started = time.process_time()
+        outputs = model(batch)
+        loss = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([1])) + sum(outputs.losses.values())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return time.process_time() - started
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = min(step() for _ in range(REPEATS))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"seconds": seconds, "MiB": peak / 1024}
+
+
+def measured_apart(name: str, form: str, tiles: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.model_steps", "--one", name, form, str(tiles)]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    return json.loads(done.stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[500, 2500])
+    parser.add_argument("--one", nargs=3, metavar=("MODEL", "FORM", "TILES"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        name, form, tiles = given.one
+        print(json.dumps(measure(name, form, int(tiles))))
+        return 0
+    print(f"{'figure':44} {OURS:>9} {DIRECT:>9} {'ratio':>7}")
+    for tiles in given.tiles:
+        ours, direct = (measured_apart("subspace", form, tiles) for form in (OURS, DIRECT))
+        for unit, figure in UNITS.items():
+            label = f"subspace, {tiles} tiles: {figure}"
+            print(f"{label:44} {ours[unit]:9.3f} {direct[unit]:9.3f} {direct[unit] / ours[unit]:7.1f}")
+        for name in BASELINES:
+            ours = measured_apart(name, OURS, tiles)
+            for unit, figure in UNITS.items():
+                print(f"{f'{name}, {tiles} tiles: {figure}':44} {ours[unit]:9.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

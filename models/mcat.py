@@ -1,0 +1,129 @@
+"""Genes look among the tiles: co-attention of a few gene tokens over all tiles, then a transformer for each side.
+
+Source: MCAT (Chen et al. 2021); subspace specification 11.6. The published method's gene tokens are six functional
+families; without such lists ours are pieces of the gene list, six by default, four in reference mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch, Outputs, Sizes
+from models.layers import AttentionPool
+from models.model import Model
+from models.params import check_choice, check_range
+
+EQUAL, REFERENCE = CUTS = ("equal", "reference")
+HEADS = 8
+
+
+@dataclass(frozen=True)
+class McatConfig:
+    """The width counts as published.
+
+    Attributes
+    ----------
+    width : of all tokens, a multiple of 8
+    dropout : everywhere but in the co-attention
+    pieces : gene tokens, from pieces of the gene list in its order
+    cut : "equal" pieces, or the "reference": all but the last of 100 genes in 431
+    fixed_length : None takes every tile of a case; a number resamples each slide, as one sample, to so many tiles
+    """
+
+    width: int = 256
+    dropout: float = 0.25
+    pieces: int = 6
+    cut: str = EQUAL
+    fixed_length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("width", self.width, 8, 8192, integer=True)
+        check_choice("width", self.width, (self.width // HEADS * HEADS,))
+        check_range("dropout", self.dropout, 0, 0.9)
+        check_range("pieces", self.pieces, 1, 1000, integer=True)
+        check_choice("cut", self.cut, CUTS)
+        if self.fixed_length is not None:
+            check_range("fixed_length", self.fixed_length, 1, 100_000, integer=True)
+
+
+class GeneTokens(nn.Module):
+    """Pieces of the gene list, each through two self-normalising layers: [samples, genes] to [samples, pieces, width].
+
+    There are never more pieces than genes.
+    """
+
+    def __init__(self, genes: int, pieces: int, cut: str, width: int, dropout: float) -> None:
+        super().__init__()
+        pieces = min(pieces, genes)
+        size = max(1, genes * 100 // 431) if cut == REFERENCE else 0
+        if size and size * (pieces - 1) < genes:
+            self.sizes = [*[size] * (pieces - 1), genes - size * (pieces - 1)]
+        else:
+            self.sizes = [genes // pieces + (k < genes % pieces) for k in range(pieces)]
+        self.pieces = nn.ModuleList(
+            nn.Sequential(
+                *(nn.Linear(n, width), nn.ELU(), nn.AlphaDropout(dropout)),
+                *(nn.Linear(width, width), nn.ELU(), nn.AlphaDropout(dropout)),
+            )
+            for n in self.sizes
+        )
+
+    def forward(self, genes: Tensor) -> Tensor:
+        parts = genes.split(self.sizes, dim=1)
+        return torch.stack([piece(part) for piece, part in zip(self.pieces, parts, strict=True)], dim=1)
+
+
+class Side(nn.Module):
+    """Two transformer layers over the tokens of one side and a gated attention pool: to [samples, width]."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, HEADS, 2 * width, dropout, batch_first=True) for _ in range(2)
+        )
+        self.pool = AttentionPool(width, width, gated=True, dropout=dropout)
+        self.out = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.out(self.pool(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool)))
+
+
+def fusion(width: int) -> nn.Sequential:
+    """Two layers on a pair of embeddings: [samples, 2 width] to [samples, width]."""
+    return nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+
+class Mcat(Model):
+    """Head on [slide ; gene]; reference mode is per slide. The gene tokens' co-attention is the only map over tiles."""
+
+    name = "mcat"
+    needs = frozenset({"slides", "genes"})
+    gene_groups = ("all",)
+    Config = McatConfig
+    defaults: ClassVar = {"epochs": 20, "batch_size": 8, "lr": 2e-4, "weight_decay": 1e-5, "patience": 10}
+    reference_params: ClassVar = {"pieces": 4, "cut": REFERENCE, "fixed_length": 2500}
+
+    def __init__(self, config: McatConfig, sizes: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.project = nn.Sequential(nn.Linear(sizes.features, width), nn.ReLU(), nn.Dropout(config.dropout))
+        self.tokens = GeneTokens(sizes.genes["all"], config.pieces, config.cut, width, config.dropout)
+        self.attention = nn.MultiheadAttention(width, 1, batch_first=True)
+        self.slide = Side(width, config.dropout)
+        self.gene = Side(width, config.dropout)
+        self.fusion = fusion(width)
+        self.head = nn.Linear(width, sizes.outputs)
+
+    def forward(self, batch: Batch) -> Outputs:
+        assert batch.features is not None and batch.mask is not None
+        tiles, genes = self.project(batch.features), self.tokens(batch.genes["all"])
+        seen, _ = self.attention(genes, tiles, tiles, key_padding_mask=~batch.mask, need_weights=False)
+        fused = self.fusion(torch.cat([self.slide(seen), self.gene(genes)], dim=1))
+        return Outputs(self.head(fused), hidden={"co-attended": seen, "fused": fused})
