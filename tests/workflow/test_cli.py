@@ -141,6 +141,14 @@ def test_doctor_names_what_is_missing_and_its_fix(tmp_path, monkeypatch, capsys)
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "1 of 1 slide files missing: a (nowhere.svs)" in out
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "cases.tsv").write_text("case_id\tgrade\nA\tG2\n")
+    tasks = {"tasks": [{"name": "grade", "kind": "classification", "label": "grade"}]}
+    experiments = {"experiments": [{"name": "mil", "model": "abmil", "params": {"hiden": 3}}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | tasks | experiments))
+    assert main(["doctor"]) == 1
+    assert "'hiden'; did you mean 'hidden'?" in capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "nowhere.svs").write_bytes(b"x" * 1000)
     assert main(["doctor"]) == 0
     assert "rough estimate" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from models.experiment import Experiment
 from pipeline.contracts.cohort import read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
 from workflow.configuration import checked
@@ -94,10 +95,19 @@ def _cohort(configfile: Path) -> Iterator[Finding]:
         return
     config = checked(yaml.safe_load(configfile.read_text(encoding="utf-8")) or {})
     yield Finding("ok", f"{configfile}: {len(config['tasks'])} tasks, {len(config['experiments'])} experiments")
+    _resolve(config)
     cases = read_cases(config["inputs"]["cases"])
     yield Finding("ok", f"{cases.path}: {len(cases.rows)} cases")
     if config["inputs"]["slides"]:
         yield from _slides(config)
+
+
+def _resolve(config: dict) -> None:
+    """Raise InputError for a hyper-parameter that a model does not have. Loads torch, so a dry run leaves it out."""
+    kinds = {task["name"]: task["kind"] for task in config["tasks"]}
+    for experiment in config["experiments"]:
+        for task in experiment["tasks"] or kinds:
+            Experiment(**experiment).resolved(kinds[task])
 
 
 def _slides(config: dict) -> Iterator[Finding]:
