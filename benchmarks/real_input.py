@@ -119,7 +119,11 @@ def run_molecular() -> None:
             "genes": {"selection": "all"},
             "splits": {"folds": 5},
             "tasks": TASKS,
-            "experiments": [{"name": "linear", "model": "linear"}, {"name": "snn", "model": "snn"}],
+            "experiments": [
+                {"name": "linear", "model": "linear"},
+                {"name": "snn", "model": "snn"},
+                {"name": "age", "model": "clinical", "params": {"columns": ["age"]}},
+            ],
         },
     )
     print("\ntask\texperiment\tmetric\tvalue\tlow\thigh\tcases")
