@@ -148,7 +148,7 @@ def test_um_per_px_outside_its_bounds_stops_the_slide(mpp):
 def test_aperio_facts(tmp_path, rng):
     base = cv2.GaussianBlur(noise(400, 300, rng), (0, 0), 3)
     with open_slide(write_svs(tmp_path / "a.svs", [base, half(base, 4)])) as slide:
-        assert (slide.vendor, slide.backend, slide.dimensions) == ("aperio", "openslide", (400, 300))
+        assert (slide.vendor, slide.backend, slide.dimensions) == ("aperio", "jpeg-tiles", (400, 300))
         assert slide.um_per_px == (0.25, 0.25) and slide.um_per_px_source == "vendor"
         assert slide.objective == 40 and slide.warnings == ()
         assert [(v.downsample_x, v.downsample_y) for v in slide.levels] == [(1, 1), (4, 4)]
