@@ -133,10 +133,11 @@ class JpegTilesBackend:
 
 def _tiled_levels(path: Path, sizes: tuple[tuple[int, int], ...]) -> tuple[TiledLevel | None, ...]:
     """Tiles of each level by its size in pixels; None for a level that is not made of JPEG tiles."""
-    levels = []
+    levels: list[TiledLevel | None] = []
     with tifffile.TiffFile(path) as tiff:
         for size in sizes:
-            pages = [page for page in tiff.pages if page.is_tiled and (page.imagewidth, page.imagelength) == size]
+            whole = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
+            pages = [page for page in whole if page.is_tiled and (page.imagewidth, page.imagelength) == size]
             reason = _unfit(pages)
             if reason and not levels:
                 raise NotJpegTiles(reason)

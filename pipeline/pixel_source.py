@@ -96,10 +96,10 @@ def _corners(
     tiled: TiledLevel, sizes: tuple[tuple[int, int], ...], level: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
     """Upper-left corners (x, y) of the regions to compare, in pixels of the level."""
-    aligned = _aligned(sizes, level)
-    chosen = [tuple(int(axis[-1]) for axis in aligned)]
+    columns, rows = _aligned(sizes, level)
+    chosen = [(int(columns[-1]), int(rows[-1]))]
     for _ in range(_REGIONS):
-        places = list(zip(*(rng.choice(axis, _CANDIDATES) for axis in aligned), strict=True))
+        places = list(zip(rng.choice(columns, _CANDIDATES), rng.choice(rows, _CANDIDATES), strict=True))
         weight = [tiled.counts[(y // tiled.height) * tiled.columns + x // tiled.width] for x, y in places]
         x, y = places[int(np.argmax(weight))]
         chosen.append((int(x), int(y)))

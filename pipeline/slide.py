@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from pipeline.resolution import resolve
 from pipeline.slide_backends import BACKGROUND, over_background
 
 LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
+_WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
 _BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
 
 
@@ -28,6 +30,36 @@ class Level:
     height: int
     downsample_x: float
     downsample_y: float
+
+
+@dataclass(frozen=True)
+class PixelLattice:
+    """Pixels of one resolution over a whole slide, averaged from a stored level.
+
+    `origin` is the corner of pixel (0, 0) and `step` the size of a pixel, (x, y) in pixels of `level`.
+    """
+
+    level: int
+    origin: tuple[float, float]
+    step: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of ``size x size`` pixels of a lattice, from pixel (`column`, `row`)."""
+
+    lattice: PixelLattice
+    column: int
+    row: int
+    size: int
+
+    def lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [size + 1] each, lines around its pixels (x and y) in pixels of the level.
+
+        They are counted from the lattice's origin, so that windows side by side have one line between them.
+        """
+        (x, y), (step_x, step_y), count = self.lattice.origin, self.lattice.step, np.arange(self.size + 1)
+        return x + (self.column + count) * step_x, y + (self.row + count) * step_y
 
 
 class SlideReader:
@@ -111,11 +143,30 @@ class SlideReader:
         -------
         uint8 [size_px, size_px, 3], exact area averages of the pixels of ``source_level(um_per_px)``
         """
+        return self.read_windows([Window(self.lattice(x0, y0, um_per_px), 0, 0, size_px)])[0]
+
+    def lattice(self, x0: float, y0: float, um_per_px: float) -> PixelLattice:
+        """Pixels of `um_per_px` over the slide, the first one's upper-left corner at level-0 (x0, y0)."""
         level = self.source_level(um_per_px)
+        chosen = self.levels[level]
         um = self.level_um_per_px(level)
-        left, top = x0 / self.levels[level].downsample_x, y0 / self.levels[level].downsample_y
-        edges = left, left + size_px * um_per_px / um[0], top, top + size_px * um_per_px / um[1]
-        return self._average(level, edges, size_px, size_px)
+        x = _snapped(x0 / chosen.downsample_x, um_per_px / um[0], chosen.width)
+        y = _snapped(y0 / chosen.downsample_y, um_per_px / um[1], chosen.height)
+        return PixelLattice(level, (x[0], y[0]), (x[1], y[1]))
+
+    def read_windows(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        """Read several windows of one stored level, whose pixels are read once for all of them.
+
+        Returns
+        -------
+        uint8 [size, size, 3] of each window, exact area averages; the same to the last bit in whatever company, and
+        whether a field is read as one window or as several
+
+        Raises
+        ------
+        SlideError : a pixel of one of them cannot be decoded
+        """
+        return self._averages(windows[0].lattice.level, [window.lines() for window in windows])
 
     def thumbnail(self, um_per_px: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The whole slide at about `um_per_px`.
@@ -136,15 +187,16 @@ class SlideReader:
         for top in range(0, rows, side):
             for left in range(0, columns, side):
                 bottom, right = min(top + side, rows), min(left + side, columns)
-                edges = left * step_x, right * step_x, top * step_y, bottom * step_y
-                out[top:bottom, left:right] = self._average(level, edges, right - left, bottom - top)
+                x, y = np.arange(left, right + 1) * step_x, np.arange(top, bottom + 1) * step_y
+                out[top:bottom, left:right] = self._averages(level, [(x, y)])[0]
         return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
 
-    def _average(self, level: int, edges: tuple[float, float, float, float], width: int, height: int) -> np.ndarray:
-        """Area average of a rectangle (x0, x1, y0, y1 in pixels of `level`) as ``height x width`` pixels."""
-        x, y = math.floor(edges[0]), math.floor(edges[2])
-        region = self.read(level, x, y, math.ceil(edges[1]) - x, math.ceil(edges[3]) - y)
-        return area_average(region, edges[0] - x, edges[1] - x, edges[2] - y, edges[3] - y, width, height)
+    def _averages(self, level: int, lattices: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """Area averages between lines (x, y) of a level, read once for all."""
+        left, top = (math.floor(min(lines[axis][0] for lines in lattices)) for axis in (0, 1))
+        right, bottom = (math.ceil(max(lines[axis][-1] for lines in lattices)) for axis in (0, 1))
+        region = self.read(level, left, top, right - left, bottom - top)
+        return [area_average(region, x - left, y - top) for x, y in lattices]
 
     def close(self) -> None:
         self._backend.close()
@@ -191,6 +243,13 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
 def open_checked(facts: SlideFacts) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
     return open_slide(facts.path, facts.um_per_px_override, facts.backend)
+
+
+def _snapped(origin: float, step: float, length: int) -> tuple[float, float]:
+    """Origin and step of a lattice over `length` pixels, in whole pixels if all its lines are nearly so."""
+    whole = round(origin), max(1, round(step))
+    drift = abs(origin - whole[0]) + abs(step - whole[1]) * length / step
+    return (float(whole[0]), float(whole[1])) if drift <= _WHOLE_PX else (origin, step)
 
 
 def _within(bounds: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:
