@@ -53,7 +53,8 @@ class JpegTilesBackend:
     """Decodes the file's own tiles; `library` tells all that is not pixels.
 
     Tiles that the file does not store, and levels that are not of JPEG tiles, are read by the library. A few decoded
-    tiles are kept, the least recently used go first.
+    tiles are kept where a region took a part of them, since its neighbours want the rest; the least recently used go
+    first.
 
     Raises
     ------
@@ -84,17 +85,20 @@ class JpegTilesBackend:
             if tiled.counts[index] == 0:
                 part = over_background(self._library.read(level, x0, y0, x1 - x0, y1 - y0))
             else:
-                part = self._tile(level, tiled, index)[y0 - top : y1 - top, x0 - left : x1 - left]
+                whole = x1 - x0 == tiled.width and y1 - y0 == tiled.height
+                part = self._tile(level, tiled, index, not whole)[y0 - top : y1 - top, x0 - left : x1 - left]
             out[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return out
 
-    def _tile(self, level: int, tiled: TiledLevel, index: int) -> np.ndarray:
+    def _tile(self, level: int, tiled: TiledLevel, index: int, keep: bool) -> np.ndarray:
         """uint8 [tile height, tile width, 3], decoded or kept. Raises SlideError for a damaged tile."""
         key = level, index
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         pixels = self._decode(level, tiled, index)
+        if not keep:
+            return pixels
         self._cache[key] = pixels
         self._cached_bytes += pixels.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:

@@ -210,16 +210,18 @@ def test_kept_tiles_are_bounded_and_decoded_once(tmp_path, rng, monkeypatch):
     path = write_tiff(tmp_path / "a.tif", [smooth(640, 640, rng)], compression="jpeg")
     one = TILE * TILE * 3
     monkeypatch.setattr(jpeg_tiles, "CACHE_BYTES", 7 * one)
-    with open_slide(path) as slide:
+    with open_slide(path, backend="jpeg-tiles") as slide:
         backend, decoded = slide._backend, []
         decode = backend._decode
         monkeypatch.setattr(backend, "_decode", lambda *args: (decoded.append(args[2]), decode(*args))[1])
         slide.read(0, 0, 0, 640, 640)
+        assert len(decoded) == 100 and not backend._cache, "tiles that were used whole are not wanted again"
+        slide.read(0, 5, 5, 630, 630)
         assert sum(tile.nbytes for tile in backend._cache.values()) == 7 * one
         decoded.clear()
         for x in range(0, 128, 16):
-            slide.read(0, x, 0, 64, 64)
-        assert sorted(decoded) == [0, 1, 2]
+            slide.read(0, x, 8, 64, 64)
+        assert sorted(decoded) == [0, 1, 2, 10, 11, 12]
 
 
 def test_real_files_are_equal_to_openslide():
