@@ -71,34 +71,32 @@ class Figure:
         )
 
 
-def fastest(*works: Callable[[], object]) -> list[float]:
-    """Least CPU seconds of each work over rounds in which they take turns."""
-    seconds = [[] for _ in works]
-    for _ in range(ROUNDS):
-        for work, taken in zip(works, seconds, strict=True):
-            started = time.process_time()
-            work()
-            taken.append(time.process_time() - started)
-    return [min(taken) for taken in seconds]
+def fastest(*works: Callable[[], float]) -> list[float]:
+    """Least of the CPU seconds that each work returns, over rounds in which they take turns."""
+    seconds = [[work() for work in works] for _ in range(ROUNDS)]
+    return [min(taken) for taken in zip(*seconds, strict=True)]
+
+
+def cpu_seconds(work: Callable[..., object], *arguments: object) -> float:
+    started = time.process_time()
+    work(*arguments)
+    return time.process_time() - started
 
 
 def stored_level(name: str, facts: SlideFacts, um_per_px: float, side: int = TILE_PX) -> list[Figure]:
-    """Whole tiles of a stored level, row by row, by us and by OpenSlide; each round opens the file anew."""
+    """Whole tiles of a stored level, row by row, by us and by OpenSlide; each round opens the file anew, untimed."""
     with open_checked(facts) as slide:
         level = slide.source_level(um_per_px)
         width, height, scale, _ = facts.levels[level]
     corners = [(x, y) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
 
-    def ours() -> None:
+    def ours() -> float:
         with open_checked(facts) as slide:
-            for x, y in corners:
-                slide.read(level, x, y, side, side)
+            return cpu_seconds(_each, corners, lambda x, y: slide.read(level, x, y, side, side))
 
-    def theirs() -> None:
+    def theirs() -> float:
         with openslide.OpenSlide(facts.path) as slide:
-            for x, y in corners:
-                corner = round(x * scale), round(y * scale)
-                np.asarray(slide.read_region(corner, level, (side, side)).convert("RGB"))
+            return cpu_seconds(_each, corners, lambda x, y: _theirs(slide, level, scale, x, y, side))
 
     mine, other = (seconds / len(corners) * 1e3 for seconds in fastest(ours, theirs))
     return [
@@ -113,12 +111,22 @@ def stored_level(name: str, facts: SlideFacts, um_per_px: float, side: int = TIL
     ]
 
 
+def _each(corners: list[tuple[int, int]], read: Callable[[int, int], object]) -> None:
+    for x, y in corners:
+        read(x, y)
+
+
+def _theirs(slide: openslide.OpenSlide, level: int, scale: float, x: int, y: int, side: int) -> np.ndarray:
+    corner = round(x * scale), round(y * scale)
+    return np.asarray(slide.read_region(corner, level, (side, side)).convert("RGB"))
+
+
 def _difference(facts: SlideFacts, level: int, corners: list[tuple[int, int]], side: int) -> float:
     scale, worst = facts.levels[level][2], 0
     with open_checked(facts) as ours, openslide.OpenSlide(facts.path) as theirs:
         for x, y in corners:
-            region = theirs.read_region((round(x * scale), round(y * scale)), level, (side, side)).convert("RGB")
-            worst = max(worst, int(cv2.absdiff(ours.read(level, x, y, side, side), np.asarray(region)).max()))
+            other = _theirs(theirs, level, scale, x, y, side)
+            worst = max(worst, int(cv2.absdiff(ours.read(level, x, y, side, side), other).max()))
     return float(worst)
 
 
@@ -173,7 +181,7 @@ def _source(facts: SlideFacts, grid: TileGrid) -> BagSource:
 
 def tile_cost(name: str, facts: SlideFacts, limit: float, folder: Path) -> Figure:
     grids = full_grids(facts, (20,))
-    (seconds,) = fastest(lambda: pipeline(facts, grids, folder))
+    (seconds,) = fastest(lambda: cpu_seconds(pipeline, facts, grids, folder))
     return Figure(f"{name}: pipeline per tile at 0.5 um/px", seconds / len(grids[20]) * 1e3, "limit", limit, "CPU-ms")
 
 
@@ -181,7 +189,8 @@ def three_magnifications(name: str, facts: SlideFacts, folder: Path) -> Figure:
     grids = full_grids(facts, (20, 10, 5))
     finest = {20: grids[20]}
     alone, together = fastest(
-        lambda: pipeline(facts, finest, folder, write=False), lambda: pipeline(facts, grids, folder, write=False)
+        lambda: cpu_seconds(pipeline, facts, finest, folder, False),
+        lambda: cpu_seconds(pipeline, facts, grids, folder, False),
     )
     return Figure(f"{name}: reading 20x, 10x and 5x over reading 20x", together / alone, "limit", 1.3, "times")
 

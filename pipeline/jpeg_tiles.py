@@ -72,6 +72,7 @@ class JpegTilesBackend:
         self.levels = _tiled_levels(path, library.sizes)
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
+        self._spare: np.ndarray | None = None
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -98,11 +99,13 @@ class JpegTilesBackend:
             return self._cache[key]
         pixels = self._decode(level, tiled, index)
         if not keep:
+            self._spare = pixels  # overwritten by the next tile: the caller copies it first
             return pixels
         self._cache[key] = pixels
         self._cached_bytes += pixels.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+            _, self._spare = self._cache.popitem(last=False)
+            self._cached_bytes -= self._spare.nbytes
         return pixels
 
     def _decode(self, level: int, tiled: TiledLevel, index: int) -> np.ndarray:
@@ -118,12 +121,17 @@ class JpegTilesBackend:
                 tables=tiled.tables,
                 colorspace=tiled.colours,
                 outcolorspace="RGB",
-                out=np.empty(shape, np.uint8),
+                out=self._room(shape),
             )
         except (OSError, OverflowError, MemoryError, ValueError, RuntimeError) as error:
             row, column = divmod(index, tiled.columns)
             corner = column * tiled.width, row * tiled.height
             raise unreadable(self._path, level, *corner, tiled.width, tiled.height, error) from error
+
+    def _room(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """Memory for a tile: fresh pages cost as much as half of a decode."""
+        spare, self._spare = self._spare, None
+        return np.empty(shape, np.uint8) if spare is None or spare.shape != shape else spare
 
     def release(self) -> None:
         """Give up the file and the kept tiles, and leave the library open."""
