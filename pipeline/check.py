@@ -43,6 +43,7 @@ def check_slide(slide: Slide, digest: str = "") -> SlideFacts:
             identity=slide_identity(slide.path),
             vendor=reader.vendor,
             backend=reader.backend,
+            backend_reason=reader.backend_reason,
             dimensions=reader.dimensions,
             levels=tuple((v.width, v.height, v.downsample_x, v.downsample_y) for v in reader.levels),
             um_per_px=reader.um_per_px,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.contracts.slides import SlideFacts, read_slide_facts
 from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.encoders import EncoderSpec
+from pipeline.shared_cells import groups
 from pipeline.stain import StainParams, read_target
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
 from pipeline.tile_stream import TileStream
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from pipeline.encoder_network import Encoder
 
 logger = logging.getLogger(__name__)
+
+_Cells = tuple[np.ndarray, np.ndarray]  # (column, row) of a file's tiles, in order, and of those that failed
 
 _PROGRESS_SECONDS = 30.0
 _CHOICES = {
@@ -77,8 +81,9 @@ class EmbeddingStage:
     """Writes ``features/{encoder}/{mag}x/{slide_id}.h5`` for every magnification of a slide.
 
     The encoder is loaded for the first slide that needs it, so a job that finds everything finished never imports
-    torch. `threads` read tiles and as many compute. Each file is written whole when its magnification is done; a
-    killed job leaves the finished ones, which the next run verifies and keeps.
+    torch. `threads` read tiles and as many compute. Magnifications that come from one stored level are read in one
+    pass and their files appear at its end, whole; a killed job leaves the finished ones, which the next run verifies
+    and keeps.
     """
 
     results: str | Path
@@ -147,48 +152,45 @@ class EmbeddingStage:
             raise SlideError(f"its stain file is of method '{fit.requested}'. Fix: rerun the stain stage (fit_stains).")
         transfer = StainTransfer(fit.colours, self._target[0] if fit.colours else BUILTIN_TARGET)
         failed: dict[float, int] = {}
-        coarser: tuple[np.ndarray, np.ndarray] | None = None
+        coarser: _Cells | None = None
         with TileStream(facts, transfer, self.threads, self.params.ahead) as stream:
             # The coarsest first: the rows of a file name their parents' rows in the next coarser one.
-            for magnification, grid in reversed(_grids(tiles).items()):
-                path = layout.features(self.results, self.spec.slug, magnification, slide_id)
-                found = verify_bag(path, digest)
-                if found is None or found.n_tiles + found.n_failed != len(grid):
-                    source = self._source(tiles, magnification, facts, fit, digest)
-                    with BagWriter(path, source, len(grid), self.params.dtype) as writer:
-                        self._embed(stream, grid, _parents(grid, coarser), source, writer)
-                coarser = read_cells(path)
-                failed[magnification] = len(coarser[1])
+            for group in reversed(groups(_grids(tiles))):
+                sources = {m: self._source(tiles, m, facts, fit, digest) for m in group}
+                cells = self._embed(stream, group, sources, coarser)
+                failed |= {magnification: len(lost) for magnification, (_, lost) in cells.items()}
+                coarser = cells[max(cells)]
         return _remark(failed)
 
     def _embed(
-        self, stream: TileStream, grid: TileGrid, parents: np.ndarray, source: BagSource, writer: BagWriter
-    ) -> None:
-        """Read, encode and write one grid. Raises SlideError when too many tiles cannot be read."""
-        progress = _Progress(f"{source.slide_id} {source.magnification:g}x", len(grid))
-        kept = np.zeros(len(grid), bool)
-        failed: list[tuple[int, str]] = []
-        for batch in stream.batches(grid, self.params.batch_size):
-            failed += batch.failed
-            if len(failed) > self.params.max_failed_fraction * len(grid):
-                raise SlideError(
-                    f"{source.magnification:g}x: {len(failed)} tiles could not be read so far, at most"
-                    f" {self.params.max_failed_fraction:.0%} of {len(grid)} may fail (embedding.max_failed_fraction)."
-                    f" The first: {failed[0][1]}"
-                )
-            if len(batch.rows):
-                writer.append(self._encoded(batch.pixels))
-                kept[batch.rows] = True
-            progress.add(len(batch.rows) + len(batch.failed))
-        progress.end()
-        writer.finish(
-            coords=grid.coords[kept],
-            cell=grid.cell[kept],
-            parent=parents[kept],
-            tissue_fraction=grid.tissue_fraction[kept],
-            failed_cells=grid.cell[~kept],
-            width=self.facts.width,
-        )
+        self, stream: TileStream, group: dict[float, TileGrid], sources: dict[float, BagSource], coarser: _Cells | None
+    ) -> dict[float, _Cells]:
+        """Write the files of `group` that are not finished yet; the cells of each of its files.
+
+        Raises SlideError when too many tiles cannot be read.
+        """
+        paths = {m: layout.features(self.results, self.spec.slug, m, source.slide_id) for m, source in sources.items()}
+        cells: dict[float, _Cells] = {}
+        with ExitStack() as stack:
+            bags: dict[float, _GrowingBag] = {}
+            for magnification, grid in group.items():
+                found = verify_bag(paths[magnification], sources[magnification].digest)
+                if found is None or found.n_tiles + found.n_failed != len(grid):
+                    source = sources[magnification]
+                    writer = BagWriter(paths[magnification], source, len(grid), self.params.dtype)
+                    bags[magnification] = _GrowingBag(grid, source, stack.enter_context(writer))
+            for batch in stream.batches({m: group[m] for m in bags}, self.params.batch_size):
+                bag = bags[batch.magnification]
+                bag.refuse_too_many(batch.failed, self.params.max_failed_fraction)
+                bag.add(batch.rows, self._encoded(batch.pixels) if len(batch.rows) else None)
+            for magnification, grid in reversed(group.items()):
+                if magnification in bags:
+                    bags[magnification].finish(_parents(grid, coarser), self.facts.width)
+                    coarser = bags[magnification].cells
+                else:
+                    coarser = read_cells(paths[magnification])
+                cells[magnification] = coarser
+        return cells
 
     def _encoded(self, pixels: np.ndarray) -> np.ndarray:
         """Features of a batch. Raises MachineError when torch fails: that is never the slide's fault."""
@@ -226,7 +228,50 @@ def _grids(tiles: TileSet) -> dict[float, TileGrid]:
     return {magnification: grid for magnification, grid in tiles.magnifications.items() if len(grid)}
 
 
-def _parents(grid: TileGrid, coarser: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+class _GrowingBag:
+    """The bag of one grid while its tiles are embedded."""
+
+    def __init__(self, grid: TileGrid, source: BagSource, writer: BagWriter) -> None:
+        self._grid, self._writer, self._label = grid, writer, f"{source.magnification:g}x"
+        self._kept = np.zeros(len(grid), bool)
+        self._failed: list[tuple[int, str]] = []
+        self._progress = _Progress(f"{source.slide_id} {self._label}", len(grid))
+
+    def refuse_too_many(self, failed: tuple[tuple[int, str], ...], most: float) -> None:
+        """Count tiles that could not be read. Raises SlideError when they are more than the share `most`."""
+        self._failed += failed
+        if len(self._failed) > most * len(self._grid):
+            raise SlideError(
+                f"{self._label}: {len(self._failed)} tiles could not be read so far, at most {most:.0%} of"
+                f" {len(self._grid)} may fail (embedding.max_failed_fraction). The first: {self._failed[0][1]}"
+            )
+
+    def add(self, rows: np.ndarray, features: np.ndarray | None) -> None:
+        """Append the features of `rows` of the grid; None where there are no rows."""
+        if features is not None:
+            self._writer.append(features)
+            self._kept[rows] = True
+        self._progress.show(int(self._kept.sum()) + len(self._failed))
+
+    def finish(self, parents: np.ndarray, width: int) -> None:
+        grid, kept = self._grid, self._kept
+        self._progress.end()
+        self._writer.finish(
+            coords=grid.coords[kept],
+            cell=grid.cell[kept],
+            parent=parents[kept],
+            tissue_fraction=grid.tissue_fraction[kept],
+            failed_cells=grid.cell[~kept],
+            width=width,
+        )
+
+    @property
+    def cells(self) -> _Cells:
+        """Cells with features, in the order of the file, and those that failed."""
+        return self._grid.cell[self._kept], self._grid.cell[~self._kept]
+
+
+def _parents(grid: TileGrid, coarser: _Cells | None) -> np.ndarray:
     """Row of each tile's parent in the coarser feature file (int64 [tiles]), -1 where there is none.
 
     `coarser` are the cells of that file and those that failed. The grid counts its parents among all of them, in
@@ -247,8 +292,8 @@ class _Progress:
         self._label, self._total, self._done = label, total, 0
         self._started = self._reported = time.monotonic()
 
-    def add(self, tiles: int) -> None:
-        self._done += tiles
+    def show(self, done: int) -> None:
+        self._done = done
         if time.monotonic() - self._reported > _PROGRESS_SECONDS:
             self._reported = time.monotonic()
             self.end()

@@ -4,52 +4,67 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from scipy.sparse import csr_array
 
-_WHOLE = 1e-3  # px; lattice lines this close to whole pixels count as whole
+_STRIP_ROWS = 32  # averaged at a time: temporaries of a strip stay in the processor's cache
 
 
-def area_average(image: np.ndarray, x0: float, x1: float, y0: float, y1: float, width: int, height: int) -> np.ndarray:
-    """Average `image` over a lattice of ``height x width`` equal boxes that fill the rectangle x0..x1,
-    y0..y1.
+def area_average(image: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
+    """Mean of `image` over every box between neighbouring lines of a lattice.
+
+    The mean of a box depends on its own lines and pixels alone, to the last bit: a piece of a larger average equals
+    the average of the piece.
 
     Parameters
     ----------
     image : uint8 [rows, columns, 3]
-    x0, x1, y0, y1 : edges of the rectangle in pixels of `image` (a pixel spans its index to its index + 1);
-        they lie within it, and boxes may be smaller than a pixel
-    width, height : number of boxes per axis
+    x_edges, y_edges : float64 [width + 1] and [height + 1], equally spaced ascending lines in pixels of `image` (a
+        pixel spans its index to its index + 1); they lie within it, and boxes may be smaller than a pixel
 
     Returns
     -------
     uint8 [height, width, 3], each box's exact mean rounded to the nearest grey level
     """
-    edges = (x0, x1, y0, y1)
-    near = [round(edge) for edge in edges]
-    if all(abs(edge - whole) <= _WHOLE for edge, whole in zip(edges, near, strict=True)):
-        image = image[near[2] : near[3], near[0] : near[1]]
-        if image.shape[:2] == (height, width):
+    steps = [_whole_step(edges) for edges in (x_edges, y_edges)]
+    width, height = len(x_edges) - 1, len(y_edges) - 1
+    if all(steps):
+        image = image[int(y_edges[0]) : int(y_edges[-1]), int(x_edges[0]) : int(x_edges[-1])]
+        if steps == [1, 1]:
             return np.ascontiguousarray(image)
-        if image.shape[0] >= height and image.shape[1] >= width:
-            return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        x0, x1, y0, y1 = 0.0, float(image.shape[1]), 0.0, float(image.shape[0])
-    rows = _average_rows(image.astype(np.float32), y0, y1, height)
-    both = cv2.transpose(_average_rows(cv2.transpose(rows), x0, x1, width))
-    return cv2.convertScaleAbs(both)  # rounds to nearest; means are never negative
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    columns = _weights(x_edges, image.shape[1])
+    out = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP_ROWS):
+        edges = y_edges[top : top + _STRIP_ROWS + 1]
+        first, last = int(edges[0]), min(int(np.ceil(edges[-1])), len(image))
+        strip = image[first:last].astype(np.float32)
+        rows = _average_rows(strip, _weights(edges - first, len(strip)))
+        both = cv2.transpose(_average_rows(cv2.transpose(rows), columns))
+        cv2.convertScaleAbs(both, out[top : top + _STRIP_ROWS])  # rounds to nearest; means are never negative
+    return out
 
 
-def _average_rows(image: np.ndarray, start: float, stop: float, boxes: int) -> np.ndarray:
-    """Mean of the rows of float32 `image` [rows, ...] over `boxes` equal intervals of start..stop."""
-    edges = np.linspace(start, stop, boxes + 1)
-    low, high = edges[:-1], edges[1:]
-    first = np.clip(np.floor(low).astype(int), 0, len(image) - 1)
-    span = (stop - start) / boxes
-    flat = image.reshape(len(image), -1)
-    out = np.zeros((boxes, flat.shape[1]), np.float32)
-    term = np.empty_like(out)
-    for step in range(int(np.ceil(span)) + 1):
-        row = first + step
-        weight = np.clip(np.minimum(high, row + 1) - np.maximum(low, row), 0, None) / span
-        np.take(flat, np.minimum(row, len(image) - 1), axis=0, out=term)
-        term *= weight.astype(np.float32)[:, None]
-        out += term
-    return out.reshape(boxes, *image.shape[1:])
+def _whole_step(edges: np.ndarray) -> int:
+    """Distance of lines that are all whole numbers, 0 if they are not."""
+    step = edges[1] - edges[0]
+    return int(step) if step >= 1 and (edges == edges[0] + np.arange(len(edges)) * step).all() and _whole(edges) else 0
+
+
+def _whole(edges: np.ndarray) -> bool:
+    return bool((edges == np.rint(edges)).all())
+
+
+def _weights(edges: np.ndarray, length: int) -> csr_array:
+    """Share of each of `length` pixels in each interval between `edges`, float32 [intervals, length]."""
+    low, high = edges[:-1, None], edges[1:, None]
+    terms = int(np.ceil((high - low).max())) + 1
+    pixel = np.floor(low) + np.arange(terms)
+    share = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None) / (high - low)
+    place = np.minimum(pixel, length - 1).astype(np.int32)
+    starts = np.arange(len(low) + 1, dtype=np.int32) * terms
+    return csr_array((share.astype(np.float32).ravel(), place.ravel(), starts), shape=(len(low), length))
+
+
+def _average_rows(image: np.ndarray, weights: csr_array) -> np.ndarray:
+    """Weighted sums of the rows of float32 `image` [rows, ...]."""
+    return (weights @ image.reshape(len(image), -1)).reshape(weights.shape[0], *image.shape[1:])

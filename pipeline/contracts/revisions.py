@@ -2,7 +2,7 @@
 
 REVISIONS = {
     "cohort": 1,
-    "check": 1,
+    "check": 2,
     "tissue": 1,
     "tiles": 1,
     "stain": 1,

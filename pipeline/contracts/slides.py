@@ -11,7 +11,7 @@ from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "slide facts"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class SlideFacts:
     vendor, TIFF tags or text. `um_per_px_override` is the sheet's value or None; with it the file opens as it
     was checked. `bounds` are (x, y, width, height) of the scanned area in level-0 pixels. `background` is the
     colour (R, G, B) put where the file holds no pixels. `warnings` are remarks that do not stop
-    the slide.
+    the slide. `backend` names what decodes the pixels (jpeg-tiles: this code, from the file's own tiles), and
+    `backend_reason` says why it is not that one.
     """
 
     slide_id: str
@@ -40,6 +41,7 @@ class SlideFacts:
     bounds: tuple[int, int, int, int]
     background: tuple[int, int, int]
     warnings: tuple[str, ...] = ()
+    backend_reason: str = ""
     digest: str = field(default="")
 
 
@@ -81,6 +83,7 @@ def read_slide_facts(path: str | Path) -> SlideFacts:
             bounds=_four(body["bounds"]),
             background=_three(body["background"]),
             warnings=tuple(body["warnings"]),
+            backend_reason=body["backend_reason"],
             digest=body["digest"],
         )
     except (KeyError, TypeError, IndexError) as error:

@@ -80,7 +80,7 @@ def test_damaged_facts_are_made_again(tmp_path, base):
     run(slides, tmp_path / "out")
     facts = tmp_path / "out/slides/s.json"
     want = facts.read_bytes()
-    for damage in (want[:50], b"", want.replace(b'"format_version": 1', b'"format_version": 99'), b"{}"):
+    for damage in (want[:50], b"", want.replace(b'"format_version": 2', b'"format_version": 99'), b"{}"):
         facts.write_bytes(damage)
         with pytest.raises(FormatError, match=r"s\.json"):
             read_slide_facts(facts)

@@ -41,7 +41,7 @@ def boxes(pixels: np.ndarray, x0, x1, y0, y1, width, height) -> np.ndarray:
 def test_area_average_is_the_exact_mean_of_each_box(rng, scale):
     pixels = noise(40, 31, rng)
     x0, y0 = rng.uniform(0, 3, 2)
-    got = area_average(pixels, x0, x0 + 7 * scale, y0, y0 + 5 * scale, 7, 5)
+    got = area_average(pixels, x0 + np.arange(8) * scale, y0 + np.arange(6) * scale)
     want = boxes(pixels, x0, x0 + 7 * scale, y0, y0 + 5 * scale, 7, 5)
     assert got.shape == (5, 7, 3) and got.dtype == np.uint8
     assert np.abs(got - want).max() <= 0.501
@@ -49,9 +49,21 @@ def test_area_average_is_the_exact_mean_of_each_box(rng, scale):
 
 def test_area_average_on_whole_pixels_equals_the_exact_path(rng):
     pixels = noise(40, 31, rng)
-    got = area_average(pixels, 3, 33, 1, 25, 15, 12)
+    got = area_average(pixels, np.linspace(3, 33, 16), np.linspace(1, 25, 13))
     assert np.abs(got - boxes(pixels, 3, 33, 1, 25, 15, 12)).max() <= 0.501
-    assert (area_average(pixels, 4, 11, 2, 8, 7, 6) == pixels[2:8, 4:11]).all()
+    assert (area_average(pixels, np.arange(4.0, 12), np.arange(2.0, 9)) == pixels[2:8, 4:11]).all()
+
+
+@pytest.mark.parametrize("scale", [0.93, 1.0, 1.7, 2.0, 3.97, 4.0])
+def test_a_piece_of_an_average_is_the_average_of_the_piece(rng, scale):
+    pixels, start = noise(300, 300, rng), 0.0 if scale.is_integer() else rng.uniform(0, 3)
+    lines = start + np.arange(73) * scale
+    whole = area_average(pixels, lines, lines)
+    for _ in range(10):
+        (left, right), (top, bottom) = (np.sort(rng.choice(73, 2, replace=False)) for _ in range(2))
+        x, y = int(lines[left]), int(lines[top])
+        piece = area_average(pixels[y:, x:], lines[left : right + 1] - x, lines[top : bottom + 1] - y)
+        np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
 
 
 # ---- um per pixel
@@ -148,7 +160,7 @@ def test_um_per_px_outside_its_bounds_stops_the_slide(mpp):
 def test_aperio_facts(tmp_path, rng):
     base = cv2.GaussianBlur(noise(400, 300, rng), (0, 0), 3)
     with open_slide(write_svs(tmp_path / "a.svs", [base, half(base, 4)])) as slide:
-        assert (slide.vendor, slide.backend, slide.dimensions) == ("aperio", "openslide", (400, 300))
+        assert (slide.vendor, slide.backend, slide.dimensions) == ("aperio", "jpeg-tiles", (400, 300))
         assert slide.um_per_px == (0.25, 0.25) and slide.um_per_px_source == "vendor"
         assert slide.objective == 40 and slide.warnings == ()
         assert [(v.downsample_x, v.downsample_y) for v in slide.levels] == [(1, 1), (4, 4)]
