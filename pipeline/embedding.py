@@ -15,10 +15,11 @@ import numpy as np
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import EncoderFacts, read_facts
-from pipeline.contracts.errors import FormatError, InputError, MachineError, SlideError, nearest
+from pipeline.contracts.errors import FormatError, InputError, MachineError, SlideError
 from pipeline.contracts.features import BagSource, BagWriter, read_cells, verify_bag
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.settings import require_choice
 from pipeline.contracts.slides import SlideFacts, read_slide_facts
 from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
@@ -62,10 +63,7 @@ class EmbeddingParams:
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
-            value = getattr(self, key)
-            if value not in known:
-                problem = f"'{value}' is none of {', '.join(known)}{nearest(value, known)}."
-                raise InputError(f"config.yaml embedding.{key}", problem)
+            require_choice(f"embedding.{key}", getattr(self, key), known)
         for key, low, high in (("batch_size", 1, 4096), ("ahead", 1, 64), ("max_failed_fraction", 0, 1)):
             if not low <= getattr(self, key) <= high:
                 raise InputError(f"config.yaml embedding.{key}", f"{getattr(self, key)} is not from {low} to {high}.")

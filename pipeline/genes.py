@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import Expression, read_expression
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.genes import GeneSelection, write_genes
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.settings import require_choice
 from pipeline.contracts.splits import TRAIN, read_splits
 from pipeline.signatures import BUILTIN, Signatures, load_signatures
 
@@ -61,14 +62,8 @@ class GeneParams:
     clip: float = 10.0
 
     def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            value = getattr(self, key)
-            if value not in choices:
-                raise InputError(
-                    f"config.yaml genes.{key}",
-                    f"'{value}' is none of {', '.join(choices)}{nearest(value, choices)}.",
-                    "correct it.",
-                )
+        for key, known in CHOICES.items():
+            require_choice(f"genes.{key}", getattr(self, key), known)
         if not 0 < self.top_fraction <= 1:
             raise InputError("config.yaml genes.top_fraction", f"{self.top_fraction} is not in (0, 1].")
         if isinstance(self.min_genes, bool) or not isinstance(self.min_genes, int) or self.min_genes < 1:

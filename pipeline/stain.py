@@ -12,9 +12,10 @@ from PIL import Image
 
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
-from pipeline.contracts.errors import FormatError, InputError, SlideError, nearest
+from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.contracts.files import bytes_digest, digest_of
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.settings import require_choice
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.stains import METHODS, StainColours, StainFit, colours_from, read_stain, write_stain
 from pipeline.contracts.tiles import TileSet, read_tiles
@@ -44,13 +45,7 @@ class StainParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            known = ", ".join(METHODS)
-            raise InputError(
-                "config.yaml stain.method",
-                f"'{self.method}' is none of {known}{nearest(self.method, METHODS)}.",
-                f"choose one of {known}.",
-            )
+        require_choice("stain.method", self.method, METHODS)
         for key, low, high in (("um_per_px", 0.1, 4), ("pixels", 2000, 2_000_000), ("fields", 1, 2000)):
             if not low <= getattr(self, key) <= high:
                 raise InputError(f"config.yaml stain.{key}", f"{getattr(self, key)} is not from {low} to {high}.")

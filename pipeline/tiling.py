@@ -13,10 +13,11 @@ import numpy as np
 from pipeline.batches import Void
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
-from pipeline.contracts.errors import FormatError, InputError
+from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.magnifications import ordered, plain
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.settings import require
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles, write_tiles
 from pipeline.contracts.tissue import read_tissue
@@ -46,18 +47,16 @@ class TilingParams:
     max_upsampling: float = 1.1
 
     def __post_init__(self) -> None:
-        _require(
-            16 <= self.size_px <= 4096 and self.size_px == int(self.size_px), "size_px", self.size_px, "16 to 4096"
+        require(
+            16 <= self.size_px <= 4096 and self.size_px == int(self.size_px),
+            "tiles.size_px",
+            self.size_px,
+            "16 to 4096",
         )
         for name in ("min_tissue", "min_inside"):
-            _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "a number above 0, up to 1")
-        _require(1 <= self.max_upsampling <= 4, "max_upsampling", self.max_upsampling, "1 to 4")
+            require(0 < getattr(self, name) <= 1, f"tiles.{name}", getattr(self, name), "a number above 0, up to 1")
+        require(1 <= self.max_upsampling <= 4, "tiles.max_upsampling", self.max_upsampling, "1 to 4")
         object.__setattr__(self, "magnifications", ordered(self.magnifications))
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"config.yaml tiles.{key}", f"{value} is not allowed.", f"use {allowed}.")
 
 
 @dataclass(frozen=True)

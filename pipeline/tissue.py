@@ -11,9 +11,10 @@ import numpy as np
 from pipeline.batches import Void
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
-from pipeline.contracts.errors import FormatError, InputError
+from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import digest_of, whole_file
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.settings import require
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.tissue import Tissue, read_tissue, write_tissue
 from pipeline.outlines import Polygon, trace, without_diagonals
@@ -51,18 +52,13 @@ class TissueParams:
     accept_not_he: bool = False
 
     def __post_init__(self) -> None:
-        _require(0.25 <= self.um_per_px <= 40, "um_per_px", self.um_per_px, "0.25 to 40")
+        require(0.25 <= self.um_per_px <= 40, "tissue.um_per_px", self.um_per_px, "0.25 to 40")
         for name in ("min_area_mm2", "min_hole_mm2"):
-            _require(0 <= getattr(self, name) <= 100, name, getattr(self, name), "0 to 100")
-        _require(0.005 <= self.min_density <= 1, "min_density", self.min_density, "0.005 to 1")
+            require(0 <= getattr(self, name) <= 100, f"tissue.{name}", getattr(self, name), "0 to 100")
+        require(0.005 <= self.min_density <= 1, "tissue.min_density", self.min_density, "0.005 to 1")
         bounds = f"min_density ({self.min_density}) to 1"
-        _require(self.min_density <= self.max_density <= 1, "max_density", self.max_density, bounds)
-        _require(isinstance(self.accept_not_he, bool), "accept_not_he", self.accept_not_he, "true or false")
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"config.yaml tissue.{key}", f"{value} is not allowed.", f"use {allowed}.")
+        require(self.min_density <= self.max_density <= 1, "tissue.max_density", self.max_density, bounds)
+        require(isinstance(self.accept_not_he, bool), "tissue.accept_not_he", self.accept_not_he, "true or false")
 
 
 @dataclass(frozen=True)

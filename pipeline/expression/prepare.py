@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import UNITS, Expression, write_expression
 from pipeline.contracts.files import bytes_digest, digest_of
 from pipeline.contracts.revisions import REVISIONS
+from pipeline.contracts.settings import require_choice
 from pipeline.expression.barcodes import SampleMatch, match_samples
 from pipeline.expression.duplicates import ALIQUOT_RULES, GENE_RULES, merge_genes, pick_samples
 from pipeline.expression.normalise import normalise
@@ -76,14 +77,8 @@ class ExpressionParams:
     clip: float = 10.0
 
     def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            value = getattr(self, key)
-            if value not in choices:
-                raise InputError(
-                    f"config.yaml expression.{key}",
-                    f"'{value}' is none of {', '.join(choices)}{nearest(value, choices)}.",
-                    "correct it.",
-                )
+        for key, known in CHOICES.items():
+            require_choice(f"expression.{key}", getattr(self, key), known)
         for key in ("target_sum", "clip"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise InputError(f"config.yaml expression.{key}", "it must be a number above 0.", "correct it.")
