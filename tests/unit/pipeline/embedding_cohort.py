@@ -40,6 +40,7 @@ class StubEncoder:
 
     def encode(self, tiles: np.ndarray) -> np.ndarray:
         self.sizes.append(len(tiles))
+        print("batch", flush=True)
         time.sleep(self.seconds)
         pixels = tiles.reshape(len(tiles), -1, 3).astype(np.float32)
         return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
