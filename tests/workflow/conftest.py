@@ -73,11 +73,14 @@ class Cohort:
         assert count == 1, f"{pattern} matches {count} places in {name}"
         path.write_text(text)
 
-    def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-        command += [*arguments, "--directory", str(self.path), "--set-threads", "train_model=1"]
-        env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    def command(self, *arguments: str) -> list[str]:
+        """The same threads in every run: equality is promised for fixed threads only (design 5.9)."""
+        start = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+        return [*start, *arguments, "--directory", str(self.path), "--set-threads", "train_model=1"]
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(self.command(*arguments), cwd=ROOT, env=env, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
         return done
 

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
@@ -18,12 +17,10 @@ from tests.workflow.conftest import ARTEFACTS, ROOT
 def test_killed_embedding_then_rerun_equals_an_undisturbed_run(unrun, finished, tmp_path, seed):
     cohort = unrun.copy(tmp_path / "cohort")
     cohort.snakemake("stains")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    run = subprocess.Popen(
-        [*command, "--directory", str(cohort.path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(cohort.command(), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for_first_bag(cohort, run)
-    time.sleep(random.Random(seed).uniform(0, 0.5))
+    time.sleep(random.Random(seed).uniform(0, 0.2))
     victims = [run, *psutil.Process(run.pid).children(recursive=True)]
     for process in victims:
         try:
