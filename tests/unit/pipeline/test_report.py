@@ -335,6 +335,11 @@ def test_nothing_but_a_clinical_sheet(run: Path, tmp_path: Path) -> None:
     assert "Simulated" not in text
 
 
+def test_without_tasks(run: Path) -> None:
+    page = build({**CONFIG, "tasks": [], "experiments": []})
+    assert "no task was asked for" in page.text
+
+
 def test_genes_only_cohort(run: Path) -> None:
     page = build({**CONFIG, "inputs": {"cases": "cases.tsv", "expression": "rna.tsv"}})
     assert not [attrs for _, attrs in page.tags if attrs.get("id") in ("slides", "stains")]
