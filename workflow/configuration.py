@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     rules = schema()
     config = deepcopy(dict(config))
     _fill(config, rules)
-    for error in sorted(Draft202012Validator(rules).iter_errors(config), key=lambda e: list(map(str, e.path))):
-        raise _explain(error)
+    errors = sorted(Draft202012Validator(rules).iter_errors(config), key=lambda e: list(map(str, e.path)))
+    if errors:
+        raise _explain(errors[0])
     _check_inputs(config["inputs"])
     _check_names(config)
     config["tiles"]["magnifications"] = list(ordered(config["tiles"]["magnifications"]))
@@ -168,9 +168,3 @@ def _one_of(value: Any, known: list[Any], where: str) -> Any:
     if value not in known:
         raise InputError(where, f"'{value}' is not configured; configured: {', '.join(map(str, known))}.")
     return value
-
-
-def parameter_sections(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sections that are built into a stage's parameter class, by name."""
-    for section in ("tissue", "tiles", "stain", "embedding", "expression", "genes", "splits"):
-        yield section, config[section]

@@ -66,13 +66,6 @@ class Cohort:
         change(config)
         self.write_config(config)
 
-    def edit(self, name: str, pattern: str, new: str) -> None:
-        """Replace the one place that matches in a text file."""
-        path = self.path / name
-        text, count = re.subn(pattern, new, path.read_text(), flags=re.M)
-        assert count == 1, f"{pattern} matches {count} places in {name}"
-        path.write_text(text)
-
     def command(self, *arguments: str) -> list[str]:
         """The same threads in every run: equality is promised for fixed threads only (design 5.9)."""
         start = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]

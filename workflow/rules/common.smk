@@ -28,7 +28,6 @@ except HistoweaveError as error:
 
 BATCHES = batches(SLIDES)
 ALL_CORES = workflow.resource_settings.cores or 1
-PATIENTS_DIGEST = digest_of(sorted((case, row.get("patient_id", "")) for case, row in CASES.rows.items()))
 CASES_DIGEST = digest_of(sorted(CASES.rows))
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
@@ -121,16 +120,23 @@ def experiments_of(task):
     return [name for t, name in RUNS if t == task]
 
 
+def column_values(columns):
+    """Digest of some columns of the clinical sheet: a job that gets it reruns when they change, and only then."""
+    return digest_of([[case, *(row.get(c, "") for c in columns)] for case, row in sorted(CASES.rows.items())])
+
+
+def patient_values(wildcards):
+    return column_values(["patient_id"])
+
+
 def label_values(wildcards):
     """The label columns of one task, so that a changed covariate retrains nothing."""
     task = TASKS[wildcards.task]
-    columns = [task[key] for key in ("label", "time", "event") if key in task]
-    return digest_of([[case, *(row.get(c, "") for c in columns)] for case, row in sorted(CASES.rows.items())])
+    return column_values([task[key] for key in ("label", "time", "event") if key in task])
 
 
 def covariate_values(wildcards):
     """The columns of the case sheet that one experiment takes as input: empty but for the clinical model."""
     if not needs(wildcards.experiment, "clinical"):
         return ""
-    columns = EXPERIMENTS[wildcards.experiment]["params"].get("columns", CLINICAL_COLUMNS)
-    return digest_of([[case, *(row.get(c, "") for c in columns)] for case, row in sorted(CASES.rows.items())])
+    return column_values(EXPERIMENTS[wildcards.experiment]["params"].get("columns", CLINICAL_COLUMNS))

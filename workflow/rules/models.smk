@@ -63,7 +63,7 @@ rule evaluate_task:
         revision=REVISIONS["evaluation"],
         section=config["evaluation"],
         task=lambda wildcards: TASKS[wildcards.task],
-        patients=PATIENTS_DIGEST,
+        patients=patient_values,
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/evaluate_task.py"
