@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pipeline.contracts.stains import StainColours, colours_from
@@ -21,57 +23,80 @@ BUILTIN_TARGET = colours_from(
 )
 
 
-class StainTransfer:
-    """Repaints uint8 pixels from one pair of stains to another; None as the source leaves them as they are.
+@dataclass(frozen=True)
+class Coefficients:
+    """The numbers of a transfer, float32, so that every device computes with the same ones.
 
-    Concentrations are the exact non-negative sparse ones of `stain_separation.concentrations`, scaled by
-    the ratio of 99th percentiles (target / source), and painted with the target's stains on the target's
-    white. With unit rows and ``g`` the cosine between the stains, the four cases join in ``c1 = max(u1 + g
-    * min(u2, 0), 0)`` and its mirror, where ``u`` solves the two-stain case and is linear in optical
-    density.
+    With unit rows and ``g`` the cosine between the source's stains, the four cases of
+    `stain_separation.concentrations` join in ``c1 = max(u1 + g * min(u2, 0), 0)`` and its mirror, where ``u`` solves
+    the two-stain case and is linear in optical density. Painting scales ``c`` by the ratio of 99th percentiles
+    (target / source) and uses the target's stains on the target's white.
+
+    Attributes
+    ----------
+    density : [3 channels, 256 grey levels], optical densities on the source's white, never negative
+    linear, offset : [2 stains, 3 channels] and [2 stains]; ``u = linear @ density - offset``
+    cosine : of the angle between the source's stains
+    paint : [2 stains, 3 channels], minus the optical density that a unit of each concentration is painted with
+    white : [3 channels], of the target
     """
 
-    def __init__(self, source: StainColours | None, target: StainColours) -> None:
-        self._linear: np.ndarray | None = None
-        if source is None:
-            return
+    density: np.ndarray
+    linear: np.ndarray
+    offset: np.ndarray
+    cosine: np.float32
+    paint: np.ndarray
+    white: np.ndarray
+
+    @classmethod
+    def of(cls, source: StainColours, target: StainColours) -> Coefficients:
         matrix = np.array(source.matrix)
         gram = matrix @ matrix.T
         inverse = np.linalg.inv(gram)
         grey = np.maximum(np.arange(256.0), 1.0)[:, None] / np.array(source.white)
-        self._density = np.ascontiguousarray(np.maximum(-np.log(grey), 0).T, np.float32)  # [channel, grey level]
-        self._linear = (inverse @ matrix).astype(np.float32)  # [stain, channel]
-        self._offset = (inverse.sum(axis=1) * CODE_LASSO).astype(np.float32)
-        self._cosine = np.float32(gram[0, 1])
         ratio = np.array(target.concentrations) / np.array(source.concentrations)
-        self._paint = (-ratio[:, None] * np.array(target.matrix)).astype(np.float32)
-        self._white = np.array(target.white, np.float32)
+        return cls(
+            density=np.ascontiguousarray(np.maximum(-np.log(grey), 0).T, np.float32),
+            linear=(inverse @ matrix).astype(np.float32),
+            offset=(inverse.sum(axis=1) * CODE_LASSO).astype(np.float32),
+            cosine=np.float32(gram[0, 1]),
+            paint=(-ratio[:, None] * np.array(target.matrix)).astype(np.float32),
+            white=np.array(target.white, np.float32),
+        )
+
+
+class StainTransfer:
+    """Repaints uint8 pixels from one pair of stains to another; None as the source leaves them as they are."""
+
+    def __init__(self, source: StainColours | None, target: StainColours) -> None:
+        self._numbers = None if source is None else Coefficients.of(source, target)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """Repaint uint8 [..., 3] into a new array of that shape; a source of None returns `rgb` itself."""
-        if self._linear is None:
+        if self._numbers is None:
             return rgb
         pixels = np.ascontiguousarray(rgb).reshape(-1, 3)
         painted = np.empty_like(pixels)
         for start in range(0, len(pixels), CHUNK_PIXELS):
-            self._repaint(self._linear, pixels[start : start + CHUNK_PIXELS], painted[start : start + CHUNK_PIXELS])
+            _repaint(self._numbers, pixels[start : start + CHUNK_PIXELS], painted[start : start + CHUNK_PIXELS])
         return painted.reshape(rgb.shape)
 
-    def _repaint(self, linear: np.ndarray, pixels: np.ndarray, painted: np.ndarray) -> None:
-        density = [np.take(self._density[channel], pixels[:, channel]) for channel in range(3)]
-        first, second = (
-            row[0] * density[0] + row[1] * density[1] + row[2] * density[2] - offset
-            for row, offset in zip(linear, self._offset, strict=True)
-        )
-        haematoxylin = np.maximum(first + self._cosine * np.minimum(second, 0), 0)
-        eosin = np.maximum(second + self._cosine * np.minimum(first, 0), 0)
-        for channel in range(3):
-            value = self._paint[0, channel] * haematoxylin
-            value += self._paint[1, channel] * eosin
-            np.exp(value, out=value)
-            value *= self._white[channel]
-            value += np.float32(0.5)
-            painted[:, channel] = value
+
+def _repaint(numbers: Coefficients, pixels: np.ndarray, painted: np.ndarray) -> None:
+    density = [np.take(numbers.density[channel], pixels[:, channel]) for channel in range(3)]
+    first, second = (
+        row[0] * density[0] + row[1] * density[1] + row[2] * density[2] - offset
+        for row, offset in zip(numbers.linear, numbers.offset, strict=True)
+    )
+    haematoxylin = np.maximum(first + numbers.cosine * np.minimum(second, 0), 0)
+    eosin = np.maximum(second + numbers.cosine * np.minimum(first, 0), 0)
+    for channel in range(3):
+        value = numbers.paint[0, channel] * haematoxylin
+        value += numbers.paint[1, channel] * eosin
+        np.exp(value, out=value)
+        value *= numbers.white[channel]
+        value += np.float32(0.5)
+        painted[:, channel] = value
 
 
 def apply(rgb: np.ndarray, source: StainColours | None, target: StainColours = BUILTIN_TARGET) -> np.ndarray:

@@ -14,7 +14,7 @@ from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.contracts.slides import SlideFacts, write_slide_facts
-from pipeline.contracts.stains import StainColours, colours_from, read_stain, write_stain
+from pipeline.contracts.stains import colours_from, read_stain, write_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, write_tiles
 from pipeline.stain import StainParams, StainStage, read_target
 from pipeline.stain_fit import estimate_white, fit_pixels, implausible, pool_pixels
@@ -26,43 +26,9 @@ from pipeline.stain_separation import (
     optical_density,
 )
 from pipeline.stain_transfer import BUILTIN_TARGET, apply
+from tests.stain_fields import REAL, colours, degrees, random_matrix, real_field, render
 
-FIELDS = Path(__file__).resolve().parents[4] / "shared" / "data" / "he-patches"
 WHITE = np.full(3, 255.0)
-H, E = np.array(BUILTIN_TARGET.matrix)
-
-
-def real_field(name: str) -> np.ndarray:
-    if not (FIELDS / name).exists():
-        pytest.skip(f"real H&E fields are not beside this checkout ({FIELDS})")
-    with Image.open(FIELDS / name) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def degrees(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.degrees(np.arccos(np.clip((np.asarray(a) * np.asarray(b)).sum(axis=1), -1, 1)))
-
-
-def random_matrix(rng: np.random.Generator, spread: float = 0.08) -> np.ndarray:
-    """Stains near H&E, haematoxylin first, at least 12 degrees apart, and not of the colours of ink."""
-    while True:
-        rows = np.abs(np.stack([[0.64, 0.70, 0.31], E]) + rng.normal(0, spread, (2, 3)))
-        rows /= np.sqrt((rows**2).sum(axis=1, keepdims=True))
-        not_ink = (rows[:, 0] < 1.15 * rows[:, 1]).all() and (rows[:, 2] < 0.9 * rows[:, 1]).all()
-        if degrees(rows[:1], rows[1:])[0] > 12 and rows[0, 0] > rows[1, 0] + 0.1 and not_ink:
-            return rows
-
-
-def render(
-    rng: np.random.Generator, matrix: np.ndarray, white: np.ndarray, size: tuple[int, int] = (200, 300)
-) -> np.ndarray:
-    """A field of nuclei (mostly haematoxylin), stroma (mostly eosin), some of both, and glass; uint8."""
-    kind = rng.choice(4, size=size, p=[0.3, 0.45, 0.15, 0.1])
-    strong, weak = rng.gamma(12, 0.1, size), rng.gamma(2, 0.02, size)
-    first = np.choose(kind, [strong, weak, strong * 0.7, 0 * weak])
-    second = np.choose(kind, [weak, strong * 0.8, strong * 0.5, 0 * weak])
-    od = first[..., None] * matrix[0] + second[..., None] * matrix[1]
-    return np.clip(np.rint(white * np.exp(-od) + rng.normal(0, 0.5, (*size, 3))), 0, 255).astype(np.uint8)
 
 
 # --- the solver
@@ -128,11 +94,6 @@ def test_planted_matrix_does_not_depend_on_the_start_or_the_order_of_pixels() ->
     one = fit_vahadane(od, np.array(BUILTIN_TARGET.matrix))
     other = fit_vahadane(rng.permutation(od), np.array([[0.3, 0.9, 0.3], [0.7, 0.5, 0.5]]))
     assert degrees(one.matrix, other.matrix).max() < 0.05
-
-
-REAL = ["glioma_TCGA-06-0174_GBM.png", "glioma_TCGA-HT-7470_LGG.png", "histolab_high_nuclei.png",
-        "histolab_tcga_lung.png", "tiatoolbox_target.png", "torchstain_source.png",
-        "torchstain_target.png"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -242,10 +203,6 @@ def test_filled_places_do_not_count_as_glass() -> None:
 
 # --- repainting
 # ---------------------------------------------------------------------------------------------------
-
-
-def colours(rng: np.random.Generator, white: float = 255) -> StainColours:
-    return colours_from(random_matrix(rng), rng.uniform(1, 2, 2), np.full(3, white))
 
 
 def test_repainting_is_the_written_out_formula() -> None:
