@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from pipeline.contracts.stains import StainColours, colours_from
 from pipeline.stain_separation import CODE_LASSO
 
-CHUNK_PIXELS = 16384  # temporaries of a chunk stay in the processor's cache
+CHUNK_PIXELS = 32768  # temporaries of a chunk stay in the processor's cache
+PLAIN_PIXELS = 20 * 224**2  # about as many as repay the table's memory, which the system has to clear
 
 _REFERENCE = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 
@@ -66,10 +68,18 @@ class Coefficients:
 
 
 class StainTransfer:
-    """Repaints uint8 pixels from one pair of stains to another; None as the source leaves them as they are."""
+    """Repaints uint8 pixels from one pair of stains to another; None as the source leaves them as they are.
+
+    After the first `PLAIN_PIXELS` each colour is computed once and then looked up: a slide shows far fewer colours
+    than it has pixels. The table has room for all 24-bit colours and takes memory (at most 64 MiB) only where colours
+    have been seen. What a colour becomes depends on nothing else, so neither the table, the order of tiles nor
+    threads that share a transfer change a pixel: a place of the table is empty, or holds its one value.
+    """
 
     def __init__(self, source: StainColours | None, target: StainColours) -> None:
         self._numbers = None if source is None else Coefficients.of(source, target)
+        self._table: np.ndarray | None = None
+        self._seen_pixels = 0
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """Repaint uint8 [..., 3] into a new array of that shape; a source of None returns `rgb` itself."""
@@ -77,12 +87,43 @@ class StainTransfer:
             return rgb
         pixels = np.ascontiguousarray(rgb).reshape(-1, 3)
         painted = np.empty_like(pixels)
+        table = self._table_after(len(pixels))
         for start in range(0, len(pixels), CHUNK_PIXELS):
-            _repaint(self._numbers, pixels[start : start + CHUNK_PIXELS], painted[start : start + CHUNK_PIXELS])
+            part = slice(start, start + CHUNK_PIXELS)
+            if table is None:
+                _repaint(self._numbers, pixels[part], painted[part])
+            else:
+                self._look_up(self._numbers, table, pixels[part], painted[part])
         return painted.reshape(rgb.shape)
+
+    def _table_after(self, n_pixels: int) -> np.ndarray | None:
+        """The table, or None while so few pixels were seen that making it would cost more than it saves."""
+        if self._table is None and self._seen_pixels >= PLAIN_PIXELS:
+            self._table = np.zeros(1 << 24, "<u4")
+        self._seen_pixels += n_pixels
+        return self._table
+
+    @staticmethod
+    def _look_up(numbers: Coefficients, table: np.ndarray, pixels: np.ndarray, painted: np.ndarray) -> None:
+        """Fill `painted` from the table, in which the highest byte of a colour that was seen is 255."""
+        colour = (_four_bytes(pixels) & 0xFFFFFF).astype(np.intp)
+        found = table[colour]
+        if not found.all():
+            new = np.flatnonzero(found == 0)
+            repainted = np.empty((len(new), 3), np.uint8)
+            _repaint(numbers, pixels[new], repainted)
+            found[new] = _four_bytes(repainted)
+            table[colour[new]] = found[new]
+        cv2.cvtColor(found.view(np.uint8).reshape(1, -1, 4), cv2.COLOR_RGBA2RGB, dst=painted[None])
+
+
+def _four_bytes(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [pixels, 3] as little-endian numbers [pixels]: red lowest, and 255 as the highest byte."""
+    return cv2.cvtColor(pixels[None], cv2.COLOR_RGB2RGBA).reshape(-1).view("<u4")
 
 
 def _repaint(numbers: Coefficients, pixels: np.ndarray, painted: np.ndarray) -> None:
+    """The closed form: fill `painted` (uint8 [pixels, 3]) with the new colours of `pixels`."""
     density = [np.take(numbers.density[channel], pixels[:, channel]) for channel in range(3)]
     first, second = (
         row[0] * density[0] + row[1] * density[1] + row[2] * density[2] - offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pipeline.stain_separation import (
     fit_vahadane,
     optical_density,
 )
-from pipeline.stain_transfer import BUILTIN_TARGET, apply
+from pipeline.stain_transfer import BUILTIN_TARGET, PLAIN_PIXELS, StainTransfer, apply
 from tests.stain_fields import REAL, colours, degrees, random_matrix, real_field, render
 
 WHITE = np.full(3, 255.0)
@@ -257,6 +258,36 @@ def test_odd_shapes_and_none() -> None:
     np.testing.assert_array_equal(painted[1], apply(stack[1], source))
     np.testing.assert_array_equal(apply(stack[:, ::2, ::-1], source), painted[:, ::2, ::-1])
     np.testing.assert_array_equal(apply(stack, None), stack)
+
+
+def test_looking_colours_up_changes_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the closed form alone: colours that come again and new ones, threads that share a table."""
+    rng = np.random.default_rng()
+    source, target = colours(rng, 242), colours(rng, 255)
+    stained = render(rng, random_matrix(rng), WHITE, (8 * 70, 90)).reshape(8, 70, 90, 3)
+    noise = rng.integers(0, 256, (4, 70, 90, 3), dtype=np.uint8)
+    ends = np.array([[[0, 0, 0], [255, 255, 255], [0, 0, 255], [255, 0, 0]]], np.uint8)
+    tiles = [*stained, ends, *noise, ends, *stained[::-1, ::-1]]
+    plain = [StainTransfer(source, target)(tile) for tile in tiles]
+    monkeypatch.setattr("pipeline.stain_transfer.PLAIN_PIXELS", 70 * 90)
+    transfer = StainTransfer(source, target)
+    with ThreadPoolExecutor(4) as pool:
+        looked_up = list(pool.map(transfer, tiles))
+    assert transfer._table is not None
+    for one, other in zip(plain, looked_up, strict=True):
+        np.testing.assert_array_equal(one, other)
+    known = transfer._table.copy()
+    np.testing.assert_array_equal(transfer(tiles[0]), plain[0])
+    np.testing.assert_array_equal(transfer._table, known)
+
+
+def test_few_pixels_make_no_table() -> None:
+    rng = np.random.default_rng()
+    transfer = StainTransfer(colours(rng), BUILTIN_TARGET)
+    transfer(rng.integers(0, 256, (PLAIN_PIXELS, 3), dtype=np.uint8))
+    assert transfer._table is None
+    transfer(np.zeros((1, 3), np.uint8))
+    assert np.count_nonzero(transfer._table) == 1
 
 
 def test_normalising_brings_two_slides_together() -> None:
