@@ -49,6 +49,10 @@ def encoder_facts(root: Root, encoder: str) -> str:
     return _join(root, "encoders", f"{encoder}.json")
 
 
+def encoder_weights(root: Root, encoder: str) -> str:
+    return _join(root, "encoders", f"{encoder}.safetensors")
+
+
 def features(root: Root, encoder: str, magnification: str | float, slide_id: str) -> str:
     mag = magnification if isinstance(magnification, str) else f"{magnification:g}"
     return _join(root, "features", encoder, f"{mag}x", f"{slide_id}.h5")
@@ -56,6 +60,10 @@ def features(root: Root, encoder: str, magnification: str | float, slide_id: str
 
 def features_index(root: Root, encoder: str) -> str:
     return _join(root, "features", encoder, "index.tsv")
+
+
+def slide_timings(root: Root, encoder: str, slide_id: str) -> str:
+    return _join(root, "features", encoder, "_timings", f"{slide_id}.json")
 
 
 def expression(root: Root) -> str:

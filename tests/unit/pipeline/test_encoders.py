@@ -13,8 +13,11 @@ import torch
 
 from pipeline.contracts.encoders import EncoderFacts, read_facts, write_facts
 from pipeline.contracts.errors import FormatError, InputError
-from pipeline.encoder_network import load_encoder, weights_digest
-from pipeline.encoders import EncoderSpec, write_encoder_facts
+from pipeline import encoder_weights
+from pipeline.encoder_network import Encoder, weights_digest
+from pipeline.encoder_network import load_encoder as load_fetched
+from pipeline.encoder_weights import described, fetched
+from pipeline.encoders import EncoderSpec, fetch_weights
 from pipeline.torchvision_ops import ensure_torchvision
 
 ensure_torchvision()
@@ -26,6 +29,16 @@ RANDOM = EncoderSpec("tiny", TINY, weights="random")
 
 def some_tiles(n: int, side: int = 64) -> np.ndarray:
     return np.random.default_rng().integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def load_encoder(spec: EncoderSpec, precision: str = "float32") -> Encoder:
+    """The encoder as it is when its weights are fetched."""
+    network, args = fetched(spec)
+    return Encoder(network, described(spec, network, args), precision=precision)
+
+
+def fetch(spec: EncoderSpec, folder: Path) -> tuple[EncoderFacts, Path]:
+    return fetch_weights(spec, folder / "e.json", folder / "e.safetensors"), folder / "e.safetensors"
 
 
 def test_torchvision_can_be_imported_twice() -> None:
@@ -188,19 +201,26 @@ def test_pretrained_without_a_network_names_the_way_out(monkeypatch: pytest.Monk
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(timm, "create_model", no_network)
-    with pytest.raises(InputError, match=r"resnet50.tv_in1k.*Name or service not known.*weights: file"):
+    with pytest.raises(InputError, match=r"resnet50.tv_in1k.*Name or service not known.*snakemake.*weights: file"):
         load_encoder(EncoderSpec("r", "resnet50.tv_in1k"))
 
 
-def test_weights_that_changed_since_they_were_prepared(tmp_path: Path) -> None:
-    facts = write_encoder_facts(RANDOM, tmp_path / "tiny.json")
-    assert load_encoder(RANDOM, facts).facts == facts
-    with pytest.raises(InputError, match="not those it was prepared with"):
-        load_encoder(replace(RANDOM, seed=1), facts)
+def test_compute_jobs_load_what_was_fetched_and_nothing_else(tmp_path: Path) -> None:
+    facts, weights = fetch(RANDOM, tmp_path)
+    tiles = some_tiles(2)
+    np.testing.assert_array_equal(load_fetched(facts, weights).encode(tiles), load_encoder(RANDOM).encode(tiles))
+    with pytest.raises(InputError, match="not those that were fetched"):
+        load_fetched(replace(facts, weights_digest="other"), weights)
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"are damaged.*fetched anew"):
+        load_fetched(facts, weights)
+    weights.unlink()
+    with pytest.raises(InputError, match="snakemake weights"):
+        load_fetched(facts, weights)
 
 
 def test_facts_round_trip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    facts = write_encoder_facts(RANDOM, tmp_path / "a.json")
+    facts = fetch_weights(RANDOM, tmp_path / "a.json", tmp_path / "a.safetensors")
     assert "RANDOM weights" in caplog.text
     assert read_facts(tmp_path / "a.json") == facts
     write_facts(tmp_path / "b.json", facts)

@@ -14,7 +14,7 @@ from pipeline.contracts.tiles import TileGrid
 from pipeline.shared_cells import SharedCells, groups
 from pipeline.slide import SlideReader, open_checked
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileStream
+from pipeline.tile_stream import Reading, TileBatch, TileReader
 from pipeline.tiling import Rasters, TilingParams, make_grids
 from tests.slide_files import noise, write_tiff
 
@@ -41,9 +41,11 @@ def slide_and_grids(tmp_path, rng, um_per_px, magnifications=(40, 20, 10, 5)):
 
 def read(facts, transfer, grids, batch_size=5, **settings) -> dict[float, list]:
     found: dict[float, list] = {m: [] for m in grids}
-    with TileStream(facts, transfer, **settings) as stream:
-        for batch in stream.batches(grids, batch_size):
-            found[batch.magnification].append(batch)
+    with TileReader(batch_size=batch_size, **settings) as reader:
+        events = [event for _, event in reader.batches([Reading(facts, transfer, [grids])])]
+    assert events.pop() is None
+    for batch in events:
+        found[batch.magnification].append(batch)
     return found
 
 
