@@ -22,6 +22,7 @@ localrules:
     tissue,
     tiles,
     stains,
+    weights,
     features,
     expression,
     splits,
@@ -29,7 +30,7 @@ localrules:
     trained,
     evaluated,
     report,
-    prepare_encoder,
+    fetch_weights,
 
 
 rule all:
@@ -60,6 +61,12 @@ rule stains:
     input:
         rules.join_cohort.output,
         batch_indexes("stain"),
+
+
+rule weights:
+    input:
+        rules.join_cohort.output,
+        [layout.encoder_weights(RESULTS, e) for e in ENCODERS],
 
 
 rule features:

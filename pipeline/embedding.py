@@ -86,7 +86,7 @@ class EmbeddingJob:
 
     @cached_property
     def device(self) -> Device:
-        """Where encoders compute; made for the first slide that needs it. Raises InputError for one that is not there."""
+        """Where encoders compute; made for the first slide that needs it. Raises InputError if it is not there."""
         import torch
 
         from pipeline.device import Device

@@ -74,7 +74,7 @@ class Encoder:
 
 
 def _pooled(tokens: torch.Tensor, n_prefix: int, pooling: str) -> torch.Tensor:
-    """[B, N, D] to [B, D] or, class and mean one after the other, [B, 2 D]; registers count neither as class nor patch."""
+    """[B, N, D] to [B, D] or, class and mean one after the other, [B, 2 D]; registers are neither class nor patch."""
     parts = []
     if "class" in pooling:
         parts.append(tokens[:, 0])

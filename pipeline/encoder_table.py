@@ -148,7 +148,7 @@ KNOWN: dict[str, KnownEncoder] = {
         f"{HUB}MahmoodLab/CONCH", is_gated=True, um_per_px=0.5,
     ),
     "ctranspath": _not_timm(
-        "ctranspath", 768, "GPL-3.0", "it is a Swin transformer with a stem that only an altered timm (timm_ctp) builds",
+        "ctranspath", 768, "GPL-3.0", "it is a Swin transformer whose stem only an altered timm (timm_ctp) builds",
         "https://github.com/Xiyue-Wang/TransPath", um_per_px=1.0, **IMAGENET,
     ),
 }  # fmt: skip

@@ -50,9 +50,7 @@ class Reading:
     groups : grids that are read in one pass, group after group, as `shared_cells.groups` puts them together
     """
 
-    def __init__(
-        self, facts: SlideFacts, transfer: StainTransfer, groups: Sequence[Mapping[float, TileGrid]]
-    ) -> None:
+    def __init__(self, facts: SlideFacts, transfer: StainTransfer, groups: Sequence[Mapping[float, TileGrid]]) -> None:
         self.facts, self.transfer = facts, transfer
         self.passes = [(grids, SharedCells(list(grids.values()))) for grids in groups if grids]
         self.seconds_reading = 0.0  # of all reader threads together
@@ -140,9 +138,7 @@ class TileReader:
             return None
         return self._pool.submit(self._read, part.reading, _tasks(part.cells, part.filling, part.which))
 
-    def _taken(
-        self, part: _Part, task: Future[_Read] | None
-    ) -> Iterator[tuple[Reading, TileBatch | Exception | None]]:
+    def _taken(self, part: _Part, task: Future[_Read] | None) -> Iterator[tuple[Reading, TileBatch | Exception | None]]:
         reading = part.reading
         if part.cells is None:
             if not reading.is_abandoned:

@@ -17,6 +17,7 @@ from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
 from pipeline.contracts.tasks import Task, read_labels
+from pipeline.encoder_table import completed
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
 
@@ -34,6 +35,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     if errors:
         raise _explain(errors[0])
     _check_inputs(config["inputs"])
+    config["encoders"] = [completed(encoder) for encoder in config["encoders"]]
     _check_names(config)
     config["tiles"]["magnifications"] = list(ordered(config["tiles"]["magnifications"]))
     for encoder in config["encoders"]:

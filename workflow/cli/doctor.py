@@ -13,8 +13,10 @@ from pathlib import Path
 import yaml
 
 from models.experiment import Experiment
+from pipeline.contracts import layout
 from pipeline.contracts.cohort import read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.encoder_table import KNOWN, departures
 from workflow.configuration import checked
 
 HELP = "check this machine, the config and the cohort"
@@ -96,6 +98,7 @@ def _cohort(configfile: Path) -> Iterator[Finding]:
     config = checked(yaml.safe_load(configfile.read_text(encoding="utf-8")) or {})
     yield Finding("ok", f"{configfile}: {len(config['tasks'])} tasks, {len(config['experiments'])} experiments")
     _resolve(config)
+    yield from _encoders(config)
     cases = read_cases(config["inputs"]["cases"])
     yield Finding("ok", f"{cases.path}: {len(cases.rows)} cases")
     if config["inputs"]["slides"]:
@@ -108,6 +111,24 @@ def _resolve(config: dict) -> None:
     for experiment in config["experiments"]:
         for task in experiment["tasks"] or kinds:
             Experiment(**experiment).resolved(kinds[task])
+
+
+def _encoders(config: dict) -> Iterator[Finding]:
+    """What the table of known encoders says about those of the config."""
+    if not config["inputs"]["slides"]:
+        return
+    tiles = config["tiles"]
+    for encoder in config["encoders"]:
+        for text in departures(encoder, tiles["size_px"], tiles["magnifications"]):
+            yield Finding("note", text)
+        known = KNOWN.get(encoder["preset"] or "")
+        is_fetched = Path(layout.encoder_weights(layout.RESULTS, encoder["slug"])).exists()
+        if known and known.is_gated and encoder["weights"] == "pretrained" and not is_fetched:
+            yield Finding(
+                "note",
+                f"encoder '{encoder['slug']}' ({known.licence}) needs a login: accept its conditions on"
+                f" {known.sources[0]}, set HF_TOKEN, then run: snakemake weights",
+            )
 
 
 def _slides(config: dict) -> Iterator[Finding]:

@@ -48,6 +48,11 @@ def batch_indexes(stage):
     return [layout.batch_index(RESULTS, stage, batch) for batch in BATCHES]
 
 
+def embedded_indexes():
+    """What one embedding job declares: an index per encoder (a name that nobody asks for where there is none)."""
+    return [layout.batch_index(RESULTS, f"features/{e}", "{batch}") for e in ENCODERS or ["none"]]
+
+
 def sheet_rows(wildcards):
     """The batch's rows of the slide sheet, for the script."""
     return [vars(slide) for slide in BATCHES[wildcards.batch]]

@@ -29,7 +29,13 @@ from pipeline.slide import SlideReader, open_slide
 from pipeline.stain import StainParams
 from pipeline.stain_transfer import apply
 from tests.unit.pipeline.embedding_cohort import (
-    FACTS, UM_PER_PX, StubEncoder, make, make_cohort, run_batch, stub_stage,
+    FACTS,
+    UM_PER_PX,
+    StubEncoder,
+    make,
+    make_cohort,
+    run_batch,
+    stub_stage,
 )  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -117,9 +123,7 @@ def test_same_bytes_for_any_number_of_readers(tmp_path: Path) -> None:
         make_cohort(folder, slides=2, seed=5, stain="vahadane")
         for slide_id in ("s0", "s1"):
             stub_stage(folder, "vahadane", threads=threads, ahead=ahead).make(slide_id, "d")
-        contents.append(
-            {p.relative_to(folder): p.read_bytes() for p in (folder / "features").rglob("*.h5")}
-        )
+        contents.append({p.relative_to(folder): p.read_bytes() for p in (folder / "features").rglob("*.h5")})
     assert contents[0] == contents[1] and len(contents[0]) == 4
 
 

@@ -13,7 +13,6 @@ import torch
 
 from pipeline.contracts.encoders import EncoderFacts, read_facts, write_facts
 from pipeline.contracts.errors import FormatError, InputError
-from pipeline import encoder_weights
 from pipeline.encoder_network import Encoder, weights_digest
 from pipeline.encoder_network import load_encoder as load_fetched
 from pipeline.encoder_weights import described, fetched

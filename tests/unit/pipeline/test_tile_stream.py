@@ -14,7 +14,7 @@ from pipeline.contracts.tiles import TileGrid
 from pipeline.shared_cells import SharedCells, groups
 from pipeline.slide import SlideReader, open_checked
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import Reading, TileBatch, TileReader
+from pipeline.tile_stream import Reading, TileReader
 from pipeline.tiling import Rasters, TilingParams, make_grids
 from tests.slide_files import noise, write_tiff
 
