@@ -120,7 +120,8 @@ def _cannot_build(spec: EncoderSpec, error: Exception) -> InputError:
     if "Invalid pretrained tag" in str(error):
         tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
         return InputError(spec.where, f"no such weights; known: {tags}.", "use one of these names.")
-    cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    root = list(_chain(error))[-1]
+    cause = f"{type(root).__name__}: {' '.join(str(root).split())[:300]}"
     repository = spec.hub_id or f"timm/{spec.name}"
     if _is_gated(error):
         return InputError(
