@@ -34,7 +34,7 @@ from pipeline.contracts.tiles import TileGrid
 from pipeline.shared_cells import groups
 from pipeline.slide import open_checked
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileStream
+from pipeline.tile_stream import Reading, TileBatch, TileReader
 from pipeline.tiling import UM_PER_PX_AT_1X, Rasters, TilingParams, make_grids
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared/data/slides/CMU-1-Small-Region.svs"
@@ -146,11 +146,11 @@ def full_grids(facts: SlideFacts, magnifications: tuple[float, ...]) -> dict[flo
 def pipeline(facts: SlideFacts, grids: dict[float, TileGrid], folder: Path, write: bool = True) -> None:
     """All that embedding does but the encoder: read, average, normalise to float32, write as many features."""
     room = np.empty((32, TILE_PX, TILE_PX, 3), np.float32)
-    with TileStream(facts, StainTransfer(None, BUILTIN_TARGET)) as stream:
-        for group in groups(grids):
-            for batch in stream.batches(group, 32):
-                if write:
-                    normalise(batch.pixels, room)
+    reading = Reading(facts, StainTransfer(None, BUILTIN_TARGET), groups(grids))
+    with TileReader(batch_size=32) as reader:
+        for _, batch in reader.batches([reading]):
+            if write and isinstance(batch, TileBatch):
+                normalise(batch.pixels, room)
     if write:
         (grid,) = grids.values()
         with BagWriter(folder / "bag.h5", _source(facts, grid), len(grid)) as writer:
