@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,10 @@ from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
 from pipeline.shared_cells import SharedCells
-from pipeline.slide import SlideReader, Window, open_checked
+from pipeline.slide import PixelLattice, SlideReader, Window, open_checked
 from pipeline.stain_transfer import StainTransfer
 
-_TASK_CELLS = 8  # cells that a reader takes at a time: hand-over costs little beside reading them
+_MOST_CELLS = 32  # that a reader takes at a time: handing over costs as much as reading one of them
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ class TileReader:
 
     def __init__(self, readers: int = 1, ahead: int = 3, batch_size: int = 32) -> None:
         self._batch_size = batch_size
-        self._step = min(_TASK_CELLS, batch_size)
-        self._window = max(1, ahead) * batch_size // self._step
+        in_advance = max(1, ahead) * batch_size
+        # cells per hand-over: few enough that every thread has one to do and one waiting
+        self._step = max(1, min(_MOST_CELLS, batch_size, in_advance // (2 * max(1, readers))))
+        self._window = in_advance // self._step
         self._own = threading.local()
         self._opened: dict[int, SlideReader] = {}  # by thread
         self._pool = ThreadPoolExecutor(max(1, readers), thread_name_prefix="read")
@@ -217,12 +220,11 @@ class _Read:
     seconds_normalising: float
 
 
-@dataclass(frozen=True)
-class _Task:
+class _Task(NamedTuple):
     """A cell to read: its number, its (column, row), and the places of each grid's tile that it fills."""
 
     cell: int
-    at: np.ndarray
+    at: tuple[int, int]
     places: list[tuple[_Filling, np.ndarray]]
 
 
@@ -236,20 +238,24 @@ class _Filling:
         self._counts = np.minimum(batch_size, len(grid) - starts)
         self._missing = self._counts * ratio**2  # pieces of each batch that are still to come
         self._next = 0
+        self._lattice: PixelLattice | None = None
         self._pixels: dict[int, np.ndarray] = {}
         self._failed: dict[int, str] = {}
 
-    def window(self, slide: SlideReader, cell: np.ndarray) -> Window:
+    def window(self, slide: SlideReader, cell: tuple[int, int]) -> Window:
         """The pixels of `cell` (column, row) on this grid's lattice."""
-        lattice = slide.lattice(float(self._origin[0]), float(self._origin[1]), self._um_per_px)
-        return Window(lattice, int(cell[0]) * self._side, int(cell[1]) * self._side, self._side)
+        if self._lattice is None:  # the same from every reader thread's own slide
+            self._lattice = slide.lattice(float(self._origin[0]), float(self._origin[1]), self._um_per_px)
+        return Window(self._lattice, cell[0] * self._side, cell[1] * self._side, self._side)
 
-    def place(self, row: int, cell: np.ndarray) -> np.ndarray:
+    def place(self, row: int, cell: tuple[int, int]) -> np.ndarray:
         """View [side, side, 3] of where the piece `cell` of tile `row` belongs."""
         batch, at = divmod(row, self._batch_size)
         if batch not in self._pixels:
             self._pixels[batch] = _room(int(self._counts[batch]), self._size)
-        x, y = cell % self._ratio * self._side
+        if self._ratio == 1:
+            return self._pixels[batch][at]
+        x, y = (place % self._ratio * self._side for place in cell)
         return self._pixels[batch][at, y : y + self._side, x : x + self._side]
 
     def take(self, rows: np.ndarray, failed: dict[int, str]) -> Iterator[TileBatch]:
@@ -276,15 +282,9 @@ def _room(count: int, size_px: int) -> np.ndarray:
 
 
 def _tasks(cells: SharedCells, filling: list[_Filling], part: np.ndarray) -> list[_Task]:
+    grids = list(zip(filling, (rows[part].tolist() for rows in cells.rows), strict=True))
+    numbered = zip(part.tolist(), map(tuple, cells.cell[part].tolist()), strict=True)
     return [
-        _Task(
-            int(cell),
-            cells.cell[cell],
-            [
-                (grid, grid.place(int(rows[cell]), cells.cell[cell]))
-                for grid, rows in zip(filling, cells.rows, strict=True)
-                if rows[cell] >= 0
-            ],
-        )
-        for cell in part
+        _Task(cell, at, [(grid, grid.place(rows[k], at)) for grid, rows in grids if rows[k] >= 0])
+        for k, (cell, at) in enumerate(numbered)
     ]
