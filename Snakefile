@@ -30,6 +30,7 @@ localrules:
     trained,
     evaluated,
     report,
+    join_cohort,
     fetch_weights,
 
 
@@ -66,7 +67,7 @@ rule stains:
 rule weights:
     input:
         rules.join_cohort.output,
-        [layout.encoder_weights(RESULTS, e) for e in ENCODERS],
+        [layout.encoder_weights(RESULTS, e) for e in EMBEDDED],
 
 
 rule features:

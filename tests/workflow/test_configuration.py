@@ -96,6 +96,7 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c["experiments"][0].update(init_from="x"), "init_from is not supported yet"),
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
+        (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
         (lambda c: c.update(stain={"target": "nowhere.png"}), "'nowhere.png' is neither builtin nor a file"),
         (lambda c: c.update(stain={"target": "results/stain/a.json"}), "is a result of this very workflow"),
@@ -111,6 +112,15 @@ def test_one_error_that_names_the_key(config, change, expected):
     with pytest.raises(InputError) as caught:
         checked(config)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", [{"preset": "papers-resnet50-l3"}, {"slug": "papers-resnet50-l3"}])
+def test_a_preset_is_enough_to_name_an_encoder(config, entry):
+    config["encoders"] = [entry]
+    (encoder,) = checked(config)["encoders"]
+    assert (encoder["slug"], encoder["name"]) == ("papers-resnet50-l3", "resnet50.tv_in1k")
+    assert encoder["layer"] == "layer3" and encoder["weights"] == "pretrained"
+    EncoderSpec(**encoder)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ CASES_DIGEST = digest_of(sorted(CASES.rows))
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
+EMBEDDED = list(ENCODERS)
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
 FOLDS = list(range(config["splits"]["folds"]))
 RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]
@@ -50,7 +51,7 @@ def batch_indexes(stage):
 
 def embedded_indexes():
     """What one embedding job declares: an index per encoder (a name that nobody asks for where there is none)."""
-    return [layout.batch_index(RESULTS, f"features/{e}", "{batch}") for e in ENCODERS or ["none"]]
+    return [layout.batch_index(RESULTS, f"features/{e}", "{batch}") for e in EMBEDDED or ["none"]]
 
 
 def sheet_rows(wildcards):

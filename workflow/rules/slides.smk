@@ -91,8 +91,8 @@ rule fetch_weights:
 rule embed_tiles:
     input:
         upstream=rules.fit_stains.output.index,
-        facts=[layout.encoder_facts(RESULTS, e) for e in ENCODERS],
-        weights=[layout.encoder_weights(RESULTS, e) for e in ENCODERS],
+        facts=[layout.encoder_facts(RESULTS, e) for e in EMBEDDED],
+        weights=[layout.encoder_weights(RESULTS, e) for e in EMBEDDED],
         target=stain_target(),
     output:
         indexes=embedded_indexes(),
@@ -105,7 +105,7 @@ rule embed_tiles:
         gpu=1,
     params:
         revision=REVISIONS["features"],
-        encoders=list(ENCODERS.values()),
+        encoders=[ENCODERS[e] for e in EMBEDDED],
         stain=config["stain"],
         section=config["embedding"],
     script:
