@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.encoders import EncoderFacts, write_facts
 from pipeline.contracts.features import BagWriter
-from pipeline.contracts.slides import SlideFacts, write_slide_facts
+from pipeline.contracts.slides import read_slide_facts, write_slide_facts
 from pipeline.contracts.stains import StainFit, write_stain
 from pipeline.contracts.tiles import TileSet, read_tiles, write_tiles
 from pipeline.embedding import EmbeddingJob, EmbeddingParams, EmbeddingStage, embed_batch
@@ -99,7 +98,7 @@ def make_cohort(folder: Path, sides: list[int]) -> dict[str, BatchRow]:
         slide_id = f"s{k}"
         path = write_slide(folder / f"{slide_id}.tif", side, side, 0.5, (1, 4), seed=k)
         slide = check_slide(Slide(slide_id, "c", str(path)))
-        write_slide_facts(layout.slide_facts(folder, slide_id), slide)
+        write_slide_facts(layout.slideread_slide_facts(layout.slide_facts(folder, slide_id)), slide)
         tiles = TileSet(slide_id, full_grids(slide, (20,)), {}, slide.dimensions, slide.um_per_px, "tiles")
         write_tiles(layout.tiles(folder, slide_id), tiles)
         stain = StainFit(slide_id, "none", "none", "", None, "", None, {}, "stain")
@@ -135,7 +134,7 @@ def plain(folder: Path, rows: dict[str, BatchRow]) -> tuple[float, float]:
     for slide_id in rows:
         tiles = read_tiles(layout.tiles(folder, slide_id))
         (grid,) = tiles.magnifications.values()
-        facts = _facts(folder, slide_id)
+        facts = read_slide_facts(layout.slide_facts(folder, slide_id))
         source = stage.source(tiles, 20, facts, StainFit(slide_id, "none", "none", "", None, "", None, {}, ""), "plain")
         with open_checked(facts) as slide, BagWriter(folder / "plain.h5", source, len(grid)) as writer:
             lattice = slide.lattice(float(grid.origin[0]), float(grid.origin[1]), grid.um_per_px)
@@ -148,12 +147,6 @@ def plain(folder: Path, rows: dict[str, BatchRow]) -> tuple[float, float]:
                 writer.append(np.zeros((len(pixels), WIDTH), np.float32))
             writer.finish(grid.coords, grid.cell, grid.parent, grid.tissue_fraction, grid.cell[:0])
     return time.perf_counter() - started[0], time.process_time() - started[1]
-
-
-def _facts(folder: Path, slide_id: str) -> SlideFacts:
-    from pipeline.contracts.slides import read_slide_facts
-
-    return read_slide_facts(layout.slide_facts(folder, slide_id))
 
 
 def overlap(folder: Path, rows: dict[str, BatchRow]) -> list[Figure]:
@@ -196,8 +189,11 @@ def growth(folder: Path, side: int) -> list[Figure]:
 
 def _peak(folder: Path, rows: dict[str, BatchRow]) -> int:
     """KiB, of a process of its own that embeds; its batches wait as long as reading them takes."""
+    logging.disable(logging.INFO)
     embed(folder, rows, 0.01)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # not ru_maxrss, which a new process takes over from the one that started it
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
 
 
 def run(folder: Path, side: int = 12288, slides: int = 2, large: int = 16384) -> list[Figure]:

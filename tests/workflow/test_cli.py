@@ -155,3 +155,10 @@ def test_doctor_names_what_is_missing_and_its_fix(tmp_path, monkeypatch, capsys)
     (tmp_path / "nowhere.svs").write_bytes(b"x" * 1000)
     assert main(["doctor"]) == 0
     assert "rough estimate" in capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"encoders": [{"preset": "uni"}]}))
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "encoder 'uni' sees 1 um/px at 10x (tiles of 224 px), and is meant for 0.5" in out
+    assert (
+        "'uni' (CC-BY-NC-ND-4.0) needs a login: accept its conditions on https://huggingface.co/MahmoodLab/UNI" in out
+    )
