@@ -98,7 +98,7 @@ def make_cohort(folder: Path, sides: list[int]) -> dict[str, BatchRow]:
         slide_id = f"s{k}"
         path = write_slide(folder / f"{slide_id}.tif", side, side, 0.5, (1, 4), seed=k)
         slide = check_slide(Slide(slide_id, "c", str(path)))
-        write_slide_facts(layout.slideread_slide_facts(layout.slide_facts(folder, slide_id)), slide)
+        write_slide_facts(layout.slide_facts(folder, slide_id), slide)
         tiles = TileSet(slide_id, full_grids(slide, (20,)), {}, slide.dimensions, slide.um_per_px, "tiles")
         write_tiles(layout.tiles(folder, slide_id), tiles)
         stain = StainFit(slide_id, "none", "none", "", None, "", None, {}, "stain")

@@ -34,7 +34,7 @@ from pipeline.writing_thread import WritingThread
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.embedding import EmbeddingJob, EmbeddingStage
+    from pipeline.embedding import EmbeddingStage
 
 
 class Arriving(Protocol):
@@ -56,7 +56,7 @@ def embed_all(stages: Sequence[EmbeddingStage], lacking: Iterable[Lack], n_slide
         TileReader(job.threads, params.ahead, params.batch_size) as reader,
         WritingThread() as writing,
     ):
-        running = _Running(job, writing, progress)
+        running = _Running(writing, progress)
         try:
             for reading, batch in reader.batches(running.begun(slides), slides.is_ready):
                 if isinstance(batch, TileBatch):
@@ -256,8 +256,8 @@ class _Rows:
 class _Running:
     """The slides between the reader and the writer."""
 
-    def __init__(self, job: EmbeddingJob, writing: WritingThread, progress: Progress) -> None:
-        self._job, self._writing, self._progress = job, writing, progress
+    def __init__(self, writing: WritingThread, progress: Progress) -> None:
+        self._writing, self._progress = writing, progress
         self._open: list[SlidePass] = []
         self._ends: deque[tuple[SlidePass, list[Made] | Future[list[Made]]]] = deque()
 

@@ -1,4 +1,4 @@
-"""The engine's benchmark: its figures are there and its plain loop does the engine's work, on slides too small to time."""
+"""The engine's benchmark: all figures are there, and its plain loop does the engine's work, on tiny slides."""
 
 from __future__ import annotations
 

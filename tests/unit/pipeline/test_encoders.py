@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 
 from pipeline.contracts.encoders import EncoderFacts, read_facts, write_facts
 from pipeline.contracts.errors import FormatError, InputError
+from pipeline.device import Device
 from pipeline.encoder_network import Encoder, weights_digest
 from pipeline.encoder_network import load_encoder as load_fetched
 from pipeline.encoder_weights import described, fetched
@@ -187,6 +188,13 @@ def test_input_px_resizes() -> None:
     np.testing.assert_allclose(resized.encode(flat), plain.encode(flat[:, :64, :64]), rtol=1e-3, atol=1e-4)
     sized = some_tiles(1, 64)
     np.testing.assert_array_equal(resized.encode(sized), plain.encode(sized))
+
+
+def test_a_device_of_its_own_buffers_gives_the_same_features() -> None:
+    encoder, device, tiles = load_encoder(RANDOM), Device("cpu", stages_tiles=True), some_tiles(3)
+    arriving = [device.fetch(encoder(device.send(some))) for some in (tiles, tiles[:1], tiles[1:])]
+    np.testing.assert_array_equal(arriving[0].array(), encoder.encode(tiles))
+    np.testing.assert_allclose(arriving[2].array(), encoder.encode(tiles)[1:], rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_is_close_to_single_precision() -> None:
