@@ -38,8 +38,8 @@ class Encoder:
         self.facts = facts
         self.device = torch.device(device)
         # Weights and images in channels-last order: on a CPU 1.2 times as fast as torch's own on a ResNet-50, no slower
-        # on a ViT-S (benchmarks/cpu_encoders.py). The rule for compiling: only where it gains a fifth on every network. It
-        # gained up to a fifth on the one and nothing on the other, takes 10 to 100 s in every job, and ties the last
+        # on a ViT-S (benchmarks/cpu_encoders.py). The rule for compiling: only where it gains a fifth on every network.
+        # It gained up to a fifth on the one and nothing on the other, takes 10 to 100 s in every job, and ties the last
         # bits of the features to whether a C++ compiler is there.
         self._network = network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._layer_index = _layer_index(facts, network) if facts.layer else None
