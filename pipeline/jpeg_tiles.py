@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +11,14 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.slide_backends import Backend, over_background, unreadable
 
-CACHE_BYTES = 64 * 2**20  #: decoded tiles that a reader keeps: two rows of 256-px tiles of a slide 40,000 px wide
-_DONE_TILES = 4  # finished tiles that are still held: their memory is taken for the next one
 _VENDORS = ("aperio", "generic-tiff")  # others place their tiles with overlaps or gaps that the tags do not tell
 _COLOURS = {2: "RGB", 6: "YCBCR"}  # TIFF photometric interpretation -> colour space of the JPEG stream
 _CONTIGUOUS, _JPEG, _NO_PREDICTOR = 1, 7, 1
 _MOST_BYTES = 4  # of a JPEG stream per byte of its pixels; noise at the best quality takes 2
 _HEADER_BYTES = 2**16
-_VECTOR_BYTES = 16
 _END_OF_IMAGE = b"\xff\xd9"
 
 
@@ -55,9 +51,8 @@ class TiledLevel:
 class JpegTilesBackend:
     """Decodes the file's own tiles; `library` tells all that is not pixels.
 
-    Tiles that the file does not store, and levels that are not of JPEG tiles, are read by the library. Regions are best
-    read row by row: a decoded tile is kept until one takes its lower right corner, since others want the rest. The
-    least recently used go where that does not come.
+    Tiles that the file does not store, and levels that are not of JPEG tiles, are read by the library. Decoded tiles
+    are kept in `tiles`, which readers of the same slide may share, while regions to come may want a part of them.
 
     Raises
     ------
@@ -66,16 +61,14 @@ class JpegTilesBackend:
 
     name = "jpeg-tiles"
 
-    def __init__(self, path: Path, library: Backend) -> None:
+    def __init__(self, path: Path, library: Backend, tiles: DecodedTiles | None = None) -> None:
         if library.name != "openslide" or library.vendor not in _VENDORS:
             raise NotJpegTiles(f"a {library.vendor} file opened with {library.name}")
         self._path, self._library = path, library
         self.vendor, self.sizes, self.bounds = library.vendor, library.sizes, library.bounds
         self.properties, self.mpp, self.objective = library.properties, library.mpp, library.objective
         self.levels = _tiled_levels(path, library.sizes)
-        self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._kept_bytes = 0
-        self._done: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._tiles = tiles or DecodedTiles()
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -85,37 +78,20 @@ class JpegTilesBackend:
         columns, rows = self.sizes[level]
         out = np.empty((height, width, 3), np.uint8)
         for index, left, top in tiled.covering(x, y, width, height):
-            x0, x1 = max(x, left), min(x + width, left + tiled.width)
-            y0, y1 = max(y, top), min(y + height, top + tiled.height)
+            right, bottom = min(left + tiled.width, columns), min(top + tiled.height, rows)
+            x0, x1, y0, y1 = max(x, left), min(x + width, right), max(y, top), min(y + height, bottom)
+            into = out[y0 - y : y1 - y, x0 - x : x1 - x]
             if tiled.counts[index] == 0:
-                part = over_background(self._library.read(level, x0, y0, x1 - x0, y1 - y0))
-            else:
-                last = x1 == min(left + tiled.width, columns) and y1 == min(top + tiled.height, rows)
-                part = self._tile(level, tiled, index, last)[y0 - top : y1 - top, x0 - left : x1 - left]
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = part
+                into[:] = over_background(self._library.read(level, x0, y0, x1 - x0, y1 - y0))
+                continue
+            pixels, corners = self._tiles.take((level, index))
+            if pixels is None:
+                pixels = self._decode(level, tiled, index)
+            into[:] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+            sides = (x0 == left) | (x1 == right) << 1
+            corners |= sides * (y0 == top) | (sides * (y1 == bottom)) << 2
+            self._tiles.put((level, index), pixels, corners)
         return out
-
-    def _tile(self, level: int, tiled: TiledLevel, index: int, last: bool) -> np.ndarray:
-        """uint8 [tile height, tile width, 3], decoded or kept; to be copied before the next is asked for.
-
-        `last` says that no region to come wants the tile. Raises SlideError for a damaged tile.
-        """
-        key = level, index
-        pixels = self._kept.pop(key, None)
-        if pixels is not None:
-            self._kept_bytes -= pixels.nbytes
-        elif (pixels := self._done.pop(key, None)) is None:
-            pixels = self._decode(level, tiled, index)
-        if last:
-            self._done[key] = pixels
-            return pixels
-        self._kept[key] = pixels
-        self._kept_bytes += pixels.nbytes
-        while self._kept_bytes > CACHE_BYTES and len(self._kept) > 1:
-            key, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= oldest.nbytes
-            self._done[key] = oldest
-        return pixels
 
     def _decode(self, level: int, tiled: TiledLevel, index: int) -> np.ndarray:
         shape = tiled.height, tiled.width, 3
@@ -130,41 +106,20 @@ class JpegTilesBackend:
                 tables=tiled.tables,
                 colorspace=tiled.colours,
                 outcolorspace="RGB",
-                out=self._room(shape),
+                out=self._tiles.room(shape),
             )
         except (OSError, OverflowError, MemoryError, ValueError, RuntimeError) as error:
             row, column = divmod(index, tiled.columns)
             corner = column * tiled.width, row * tiled.height
             raise unreadable(self._path, level, *corner, tiled.width, tiled.height, error) from error
 
-    def _room(self, shape: tuple[int, int, int]) -> np.ndarray:
-        """Memory for a tile, that of a finished one where there is: fresh pages cost as much as half of a decode."""
-        while len(self._done) >= _DONE_TILES:
-            _, spare = self._done.popitem(last=False)
-            if spare.shape == shape:
-                return spare
-        return _unaligned(shape)
-
     def release(self) -> None:
-        """Give up the file and the kept tiles, and leave the library open."""
+        """Give up the file and leave the library open."""
         os.close(self._file)
-        self._kept.clear()
-        self._done.clear()
 
     def close(self) -> None:
         self.release()
         self._library.close()
-
-
-def _unaligned(shape: tuple[int, int, int]) -> np.ndarray:
-    """Empty uint8 array of which no row begins at a whole vector.
-
-    The codec writes aligned rows past the processor's cache, whence whoever copies them has to wait for memory: that
-    doubles the time of a tile. Rows are multiples of 48 bytes, so half a vector of 16 bytes serves all of them.
-    """
-    room = np.empty(math.prod(shape) + _VECTOR_BYTES, np.uint8)
-    start = (_VECTOR_BYTES // 2 - room.ctypes.data) % _VECTOR_BYTES
-    return room[start : start + math.prod(shape)].reshape(shape)
 
 
 def _tiled_levels(path: Path, sizes: tuple[tuple[int, int], ...]) -> tuple[TiledLevel | None, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import SlideFacts
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.pixel_source import PixelSource, open_source
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
@@ -210,7 +211,9 @@ class SlideReader:
         self.close()
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | None = None) -> SlideReader:
+def open_slide(
+    path: str | Path, um_per_px: float | None = None, backend: str | None = None, tiles: DecodedTiles | None = None
+) -> SlideReader:
     """Open a slide or a plain PNG/JPEG field.
 
     OpenSlide comes first, TiffSlide where OpenSlide cannot read a TIFF or sees one level of a pyramid only. JPEG tiles
@@ -221,6 +224,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
     path : the file (for DICOM, any instance of the series; for MIRAX, the .mrxs file)
     um_per_px : overrides the file's own value; required for PNG and JPEG fields
     backend : as an earlier check of this file recorded it, which saves the comparison
+    tiles : where decoded tiles are kept, for readers of one file in several threads to share
 
     Raises
     ------
@@ -232,7 +236,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         raise SlideError(f"{path}: {what}. Fix: correct its path in slides.tsv, or exclude the slide there.")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes). Fix: copy it again from its source.")
-    source = open_source(path, backend)
+    source = open_source(path, backend, tiles)
     try:
         return SlideReader(path, source, um_per_px)
     except BaseException:
@@ -240,9 +244,9 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         raise
 
 
-def open_checked(facts: SlideFacts) -> SlideReader:
+def open_checked(facts: SlideFacts, tiles: DecodedTiles | None = None) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
-    return open_slide(facts.path, facts.um_per_px_override, facts.backend)
+    return open_slide(facts.path, facts.um_per_px_override, facts.backend, tiles)
 
 
 def _snapped(origin: float, step: float, length: int) -> tuple[float, float]:

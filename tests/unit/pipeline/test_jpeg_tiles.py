@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline import jpeg_tiles
+from pipeline import decoded_tiles
 from pipeline.check import check_slide
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import read_slide_facts, write_slide_facts
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.jpeg_tiles import JpegTilesBackend
 from pipeline.slide import open_checked, open_slide
 from tests.slide_files import half, noise, real_file, write_svs, write_tiff
@@ -206,22 +208,76 @@ def test_other_compressions_stay_with_the_library(tmp_path, rng, compression, re
         assert slide.backend != "jpeg-tiles" and reason in slide.backend_reason and slide.warnings == ()
 
 
-def test_kept_tiles_are_bounded_and_decoded_once(tmp_path, rng, monkeypatch):
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Indices of the tiles that any reader decodes from here on."""
+    found: list[int] = []
+    decode = JpegTilesBackend._decode
+    monkeypatch.setattr(JpegTilesBackend, "_decode", lambda self, *args: (found.append(args[2]), decode(self, *args))[1])
+    return found
+
+
+def test_tiles_are_kept_until_they_are_used_up(tmp_path, rng, decoded):
+    base = smooth(630, 610, rng)
+    path = write_tiff(tmp_path / "a.tif", [base], compression="jpeg")
+    tiles = DecodedTiles()
+    with open_slide(path, backend="jpeg-tiles", tiles=tiles) as slide:
+        whole = slide.read(0, 0, 0, 630, 610)
+        assert sorted(decoded) == list(range(100)) and not tiles._kept, "tiles used whole are not wanted again"
+        for side in (17, 50, 64, 70, 131):  # cells larger and smaller than tiles, row by row
+            decoded.clear()
+            for y in range(0, 610, side):
+                for x in range(0, 630, side):
+                    width, height = min(side, 630 - x), min(side, 610 - y)
+                    piece = slide.read(0, x, y, width, height)
+                    np.testing.assert_array_equal(piece, whole[y : y + height, x : x + width])
+            assert len(decoded) == len(set(decoded)), "each tile was decoded once at most"
+            assert not tiles._kept
+
+
+def test_kept_tiles_are_bounded(tmp_path, rng, decoded, monkeypatch):
     path = write_tiff(tmp_path / "a.tif", [smooth(640, 640, rng)], compression="jpeg")
-    one = TILE * TILE * 3
-    monkeypatch.setattr(jpeg_tiles, "CACHE_BYTES", 7 * one)
-    with open_slide(path, backend="jpeg-tiles") as slide:
-        backend, decoded = slide._backend, []
-        decode = backend._decode
-        monkeypatch.setattr(backend, "_decode", lambda *args: (decoded.append(args[2]), decode(*args))[1])
-        slide.read(0, 0, 0, 640, 640)
-        assert len(decoded) == 100 and not backend._cache, "tiles that were used whole are not wanted again"
+    tiles, one = DecodedTiles(), TILE * TILE * 3
+    monkeypatch.setattr(decoded_tiles, "KEPT_BYTES", 7 * one)
+    with open_slide(path, backend="jpeg-tiles", tiles=tiles) as slide:
         slide.read(0, 5, 5, 630, 630)
-        assert sum(tile.nbytes for tile in backend._cache.values()) == 7 * one
+        assert sum(pixels.nbytes for pixels, _ in tiles._kept.values()) == 7 * one == tiles._kept_bytes
+        assert len(tiles._spare) <= decoded_tiles._SPARE_TILES
         decoded.clear()
         for x in range(0, 128, 16):
             slide.read(0, x, 8, 64, 64)
         assert sorted(decoded) == [0, 1, 2, 10, 11, 12]
+
+
+def test_readers_of_one_slide_share_their_tiles(tmp_path, rng, decoded):
+    """Pieces of each tile go to different readers in any order: one decodes it, nobody's pixels are overwritten."""
+    base = smooth(640, 512, rng)
+    path, side = write_tiff(tmp_path / "a.tif", [base], compression="jpeg"), 48
+    with open_slide(path, backend="jpeg-tiles") as slide:
+        whole = slide.read(0, 0, 0, 640, 512)
+    decoded.clear()
+    tiles = DecodedTiles()
+    readers = [open_slide(path, backend="jpeg-tiles", tiles=tiles) for _ in range(4)]
+
+    def read(which: int) -> list[tuple[int, int, np.ndarray]]:
+        order = np.random.default_rng(which).permutation(np.arange(which, len(corners), 4))
+        return [(x, y, readers[which].read(0, x, y, side, side)) for x, y in (corners[k] for k in order)]
+
+    corners = [(x, y) for y in range(0, 512 - side + 1, side) for x in range(0, 640 - side + 1, side)]
+    with ThreadPoolExecutor(4) as pool:
+        for pieces in pool.map(read, range(4)):
+            for x, y, piece in pieces:
+                np.testing.assert_array_equal(piece, whole[y : y + side, x : x + side])
+    print("N", len(decoded)); assert len(decoded) < 80 * 1.5, "80 tiles under the cells; two threads may meet at one now and then"
+    for slide in readers:
+        slide.close()
+
+
+def test_memory_for_tiles_is_not_written_past_the_cache():
+    for shape in ((240, 240, 3), (256, 256, 3), (16, 48, 3)):
+        room = DecodedTiles().room(shape)
+        assert room.shape == shape and room.flags.c_contiguous and room.flags.writeable
+        assert all(row.ctypes.data % 16 for row in room)
 
 
 def test_real_files_are_equal_to_openslide():
