@@ -25,7 +25,7 @@ _BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
 
 @dataclass(frozen=True)
 class Level:
-    """A stored level: size in its own pixels and exact level-0 pixels per pixel on each axis."""
+    """A stored level: size in its own pixels and level-0 pixels per pixel on each axis, fractions included."""
 
     width: int
     height: int
@@ -81,7 +81,7 @@ class SlideReader:
         self.background = BACKGROUND
         width, height = backend.sizes[0]
         self.dimensions = (width, height)
-        self.levels = tuple(Level(w, h, width / w, height / h) for w, h in backend.sizes)
+        self.levels = tuple(Level(w, h, _downsample(width, w), _downsample(height, h)) for w, h in backend.sizes)
         self.bounds = _within(backend.bounds or (0, 0, width, height), width, height)
         resolution = resolve(backend.properties, backend.mpp, backend.objective, um_per_px, self.path)
         self.um_per_px = resolution.um_per_px
@@ -247,6 +247,18 @@ def open_slide(
 def open_checked(facts: SlideFacts, tiles: DecodedTiles | None = None) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
     return open_slide(facts.path, facts.um_per_px_override, facts.backend, tiles)
+
+
+def _downsample(full: int, side: int) -> float:
+    """Level-0 pixels per pixel of a level, from the length of an axis in pixels of each.
+
+    Lengths are whole, so near a whole factor they do not tell whether the writer averaged whole blocks, and dropped or
+    padded the last, or squeezed all of the slide into the level. The mean of both factors puts no pixel of the level
+    further than half of its size from where it is, whichever was done.
+    """
+    ratio = full / side
+    whole = max(1, round(ratio))
+    return (ratio + whole) / 2 if abs(full / whole - side) < 1 else ratio
 
 
 def _snapped(origin: float, step: float, length: int) -> tuple[float, float]:

@@ -213,7 +213,9 @@ def decoded(monkeypatch) -> list[int]:
     """Indices of the tiles that any reader decodes from here on."""
     found: list[int] = []
     decode = JpegTilesBackend._decode
-    monkeypatch.setattr(JpegTilesBackend, "_decode", lambda self, *args: (found.append(args[2]), decode(self, *args))[1])
+    monkeypatch.setattr(
+        JpegTilesBackend, "_decode", lambda self, *args: (found.append(args[2]), decode(self, *args))[1]
+    )
     return found
 
 
@@ -268,7 +270,8 @@ def test_readers_of_one_slide_share_their_tiles(tmp_path, rng, decoded):
         for pieces in pool.map(read, range(4)):
             for x, y, piece in pieces:
                 np.testing.assert_array_equal(piece, whole[y : y + side, x : x + side])
-    print("N", len(decoded)); assert len(decoded) < 80 * 1.5, "80 tiles under the cells; two threads may meet at one now and then"
+    print("N", len(decoded))
+    assert len(decoded) < 80 * 1.5, "80 tiles under the cells; two threads may meet at one now and then"
     for slide in readers:
         slide.close()
 

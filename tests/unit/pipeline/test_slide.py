@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.contracts.errors import SlideError
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
-from pipeline.slide import open_slide
+from pipeline.slide import _downsample, open_slide
 from tests.slide_files import half, image, noise, real_file, write_svs, write_tiff
 
 
@@ -166,25 +166,37 @@ def test_aperio_facts(tmp_path, rng):
         assert [(v.downsample_x, v.downsample_y) for v in slide.levels] == [(1, 1), (4, 4)]
 
 
-def test_downsample_is_exact_per_axis_and_levels_are_not_truncated(tmp_path, rng):
-    base = noise(803, 602, rng)
-    levels = [base, cv2.resize(base, (201, 150), interpolation=cv2.INTER_AREA)]
+@pytest.mark.parametrize(
+    ("full", "side", "downsample"),
+    [
+        (46000, 11500, 4.0),
+        (46000, 11499, 46000 / 11499),  # a whole pixel away from a factor of 4
+        (46000, 11503, 46000 / 11503),  # 3.999
+        (46003, 11500, 4 + 1.5 / 11500),  # blocks of 4 px of which the last was dropped, or all squeezed into 11500 px?
+        (46001, 11501, 4 - 1.5 / 11501),  # the last one padded, or all squeezed?
+        (1000, 251, 1000 / 251),
+        (130, 130, 1.0),
+        (130, 1, 130.0),
+    ],
+)
+def test_downsample_is_exact_or_between_what_it_may_be(full, side, downsample):
+    assert _downsample(full, side) == pytest.approx(downsample, rel=1e-14)
+    for possible in (full / side, 4):
+        if abs(full / possible - side) < 1:
+            assert abs(_downsample(full, side) - possible) * side / possible <= 0.5
+
+
+def test_levels_are_not_truncated_and_axes_stay_apart(tmp_path, rng):
+    base = noise(1000, 622, rng)
+    levels = [base, cv2.resize(base, (251, 155))]  # 3.98 and 4.01: an int would make it 3
     with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
-        assert slide.levels[1].downsample_x == 803 / 201 and slide.levels[1].downsample_y == 602 / 150
-        assert slide.source_level(1.0) == 1  # 1.003 um/px serves 1
+        assert (slide.levels[1].downsample_x, slide.levels[1].downsample_y) == (1000 / 251, (622 / 155 + 4) / 2)
+        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * (622 / 155 + 4) / 2))
+        assert slide.source_level(1.0) == 1  # 1.0016 um/px serves 1
         assert slide.source_level(0.99) == 1
         assert slide.source_level(0.9) == 0
         assert slide.source_level(8) == 1
         assert slide.source_level(0.1) == 0
-
-
-def test_level_just_below_a_whole_downsample_is_found(tmp_path, rng):
-    base = noise(1000, 800, rng)
-    levels = [base, cv2.resize(base, (251, 201))]  # 3.98: an int would make it 3
-    with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
-        assert slide.source_level(1.0) == 1
-        assert slide.source_level(0.9) == 0
-        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * 800 / 201))
 
 
 def test_regions_are_exact_and_white_outside(tmp_path, rng):
