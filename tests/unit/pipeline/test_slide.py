@@ -66,6 +66,22 @@ def test_a_piece_of_an_average_is_the_average_of_the_piece(rng, scale):
         np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
 
 
+def test_averages_need_no_place_for_machine_code(monkeypatch):
+    """Where neither the package's folder nor the user's can be written, code is compiled for the process alone."""
+    from pipeline import box_means
+
+    compiler, asked = box_means.numba.njit, []
+
+    def nowhere(**options):
+        asked.append(options.get("cache", False))
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiler(**options)
+
+    monkeypatch.setattr(box_means.numba, "njit", nowhere)
+    assert box_means._compiled(lambda x: x + 1)(2) == 3 and asked == [True, False]
+
+
 # ---- um per pixel
 
 
@@ -150,8 +166,11 @@ def test_x_and_y_may_differ_by_five_per_cent():
 
 @pytest.mark.parametrize("mpp", [0.049, 40.1])
 def test_um_per_px_outside_its_bounds_stops_the_slide(mpp):
-    with pytest.raises(SlideError, match=r"outside 0\.05-40"):
-        resolve({}, (mpp, mpp), None, None, "a")
+    for vendor, sheet in (((mpp, mpp), None), ((0.5, 0.5), mpp)):
+        with pytest.raises(SlideError, match=r"outside 0\.05-40"):
+            resolve({}, vendor, None, sheet, "a")
+    limit = 0.05 if mpp < 1 else 40.0
+    assert resolve({}, (limit, limit), None, None, "a").um_per_px == (limit, limit)
 
 
 # ---- opening
