@@ -20,7 +20,7 @@ from pipeline.slide_backends import BACKGROUND, over_background
 
 LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
 _WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
-_BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
+_BLOCK_PX = 2048  # source pixels per side that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ class SlideReader:
         ------
         SlideError : a pixel of one of them cannot be decoded
         """
-        return self._averages(windows[0].lattice.level, [window.lines() for window in windows])
+        level, lines = windows[0].lattice.level, [window.lines() for window in windows]
+        if any(axis[-1] - axis[0] > _BLOCK_PX for lattice in lines for axis in lattice):
+            return [self._average(level, x, y) for x, y in lines]
+        return self._averages(level, lines)
 
     def thumbnail(self, um_per_px: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The whole slide at about `um_per_px`.
@@ -182,15 +185,18 @@ class SlideReader:
         )
         level = self.source_level(um_per_px)
         chosen = self.levels[level]
-        step_x, step_y = chosen.width / columns, chosen.height / rows
-        side = max(1, math.floor(_BLOCK_PX / max(step_x, step_y)))
-        out = np.empty((rows, columns, 3), np.uint8)
-        for top in range(0, rows, side):
-            for left in range(0, columns, side):
-                bottom, right = min(top + side, rows), min(left + side, columns)
-                x, y = np.arange(left, right + 1) * step_x, np.arange(top, bottom + 1) * step_y
-                out[top:bottom, left:right] = self._averages(level, [(x, y)])[0]
-        return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
+        x, y = (np.arange(n + 1) * (side / n) for n, side in ((columns, chosen.width), (rows, chosen.height)))
+        return self._average(level, x, y), (self.dimensions[0] / columns, self.dimensions[1] / rows)
+
+    def _average(self, level: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Area averages between lines (x, y) of a level, a block at a time: memory does not grow with the field."""
+        side = max(1, math.floor(_BLOCK_PX / max(x[1] - x[0], y[1] - y[0])))
+        out = np.empty((len(y) - 1, len(x) - 1, 3), np.uint8)
+        for top in range(0, len(out), side):
+            for left in range(0, out.shape[1], side):
+                lines = x[left : left + side + 1], y[top : top + side + 1]
+                out[top : top + side, left : left + side] = self._averages(level, [lines])[0]
+        return out
 
     def _averages(self, level: int, lattices: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """Area averages between lines (x, y) of a level, read once for all."""

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.contracts.errors import SlideError
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
-from pipeline.slide import _downsample, open_slide
+from pipeline.slide import Window, _downsample, open_slide
 from tests.slide_files import half, image, noise, real_file, write_svs, write_tiff
 
 
@@ -258,6 +258,21 @@ def test_thumbnail_covers_the_slide_exactly_and_has_no_seams(tmp_path, rng, monk
         assert (slide.thumbnail(3.1)[0] == whole).all()
         one, _ = slide.thumbnail(1e4)
         assert one.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("um_per_px", [1.0, 1.87])
+def test_fields_are_read_a_block_at_a_time(tmp_path, rng, monkeypatch, um_per_px):
+    """A tile of few pixels may span a great part of a slide that has no pyramid."""
+    with open_slide(write_tiff(tmp_path / "a.tif", [noise(301, 205, rng)])) as slide:
+        lattice = slide.lattice(-3.5, 2.25, um_per_px)
+        windows = [Window(lattice, 0, 0, 60), Window(lattice, 30, 15, 30)]
+        whole = slide.read_windows(windows)
+        read, sizes = slide.read, []
+        monkeypatch.setattr(slide, "read", lambda *args: (sizes.append(args[3:]), read(*args))[1])
+        monkeypatch.setattr("pipeline.slide._BLOCK_PX", 30)
+        for part, expected in zip(slide.read_windows(windows), whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+        assert len(sizes) > 8 and max(max(size) for size in sizes) <= 31
 
 
 def test_fields_need_um_per_px_and_lose_alpha_over_white(tmp_path, rng):
