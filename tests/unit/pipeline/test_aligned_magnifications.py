@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline.check import check_slide
 from pipeline.contracts.cohort import Slide
-from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
 from pipeline.jpeg_tiles import JpegTilesBackend
-from pipeline.shared_cells import groups
-from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileStream
-from pipeline.tiling import Rasters, TilingParams, make_grids
+from pipeline.tiling import TilingParams
 from tests.slide_files import noise, write_tiff
+from tests.tile_grids import batches, grids_over
 
 any_case = settings(max_examples=80, deadline=None, database=None)
 
@@ -38,13 +35,8 @@ um_per_px = st.floats(0.2, 0.6).flatmap(lambda x: st.tuples(st.just(x), st.float
 bounds = st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(20, 1700), st.integers(20, 1300))
 
 
-def grids_over(
-    mask: np.ndarray, um: tuple[float, float], scanned: tuple[int, int, int, int], params: TilingParams
-) -> dict[float, TileGrid]:
-    x, y, width, height = scanned
-    scale = (x + width) / mask.shape[1], (y + height) / mask.shape[0]
-    rasters = Rasters(mask, np.zeros_like(mask), np.zeros(mask.shape, np.float32), scale)
-    return make_grids(um, scanned, rasters, dict.fromkeys(params.magnifications, (0, um)), params)
+def grids_of(mask: np.ndarray, um: tuple[float, float], scanned: tuple[int, int, int, int], params: TilingParams):
+    return grids_over(mask, um, scanned, dict.fromkeys(params.magnifications, (0, um)), params)
 
 
 def random_mask(seed: int, share: float) -> np.ndarray:
@@ -68,7 +60,7 @@ def test_every_tile_has_its_parent_on_a_common_lattice(
     magnifications, um, scanned, seed, share, min_tissue, min_inside, size_px
 ):
     params = TilingParams(size_px, magnifications, min_tissue, min_inside)
-    grids = grids_over(random_mask(seed, share), um, scanned, params)
+    grids = grids_of(random_mask(seed, share), um, scanned, params)
     assert tuple(grids) == tuple(params.magnifications)
     kept_below: set[tuple[int, int]] = set()
     for index, (magnification, grid) in enumerate(grids.items()):
@@ -97,8 +89,8 @@ def test_every_tile_has_its_parent_on_a_common_lattice(
 def test_adding_magnifications_moves_no_grid(magnifications, data, um, scanned, seed, share):
     few = sorted(data.draw(st.sets(st.sampled_from(magnifications), min_size=1)), reverse=True)
     mask = random_mask(seed, share)
-    alone = grids_over(mask, um, scanned, TilingParams(48, few))
-    among = grids_over(mask, um, scanned, TilingParams(48, magnifications))
+    alone = grids_of(mask, um, scanned, TilingParams(48, few))
+    among = grids_of(mask, um, scanned, TilingParams(48, magnifications))
     for magnification, grid in alone.items():
         other = among[magnification]
         np.testing.assert_array_equal(grid.origin, other.origin)
@@ -136,14 +128,6 @@ def decoded(monkeypatch) -> list[tuple[int, int]]:
     return found
 
 
-def read_all(facts: SlideFacts, grids: dict[float, TileGrid], readers: int) -> int:
-    tiles = 0
-    with TileStream(facts, StainTransfer(None, BUILTIN_TARGET), readers=readers) as stream:
-        for group in groups(grids):
-            tiles += sum(len(batch.rows) for batch in stream.batches(group, 4))
-    return tiles
-
-
 @pytest.mark.parametrize(("um", "readers", "again"), [(0.25, 1, 0), (0.25, 3, 0.2), (0.2527, 1, 0.2), (0.29, 2, 0.2)])
 @pytest.mark.parametrize("magnifications", [(40, 20, 10, 5), (20, 5), (40, 10)])
 def test_each_stored_tile_is_decoded_once_for_all_magnifications(
@@ -153,8 +137,8 @@ def test_each_stored_tile_is_decoded_once_for_all_magnifications(
     pixels = cv2.GaussianBlur(noise(700, 500, np.random.default_rng()), (0, 0), 2)
     facts = check_slide(Slide("s", "c", str(write_tiff(tmp_path / "a.tif", [pixels], (um, um), compression="jpeg"))))
     params = TilingParams(32, magnifications, min_inside=0.001)
-    grids = grids_over(np.ones((3, 4), bool), facts.um_per_px, facts.bounds, params)
+    grids = grids_of(np.ones((3, 4), bool), facts.um_per_px, facts.bounds, params)
     decoded.clear()
-    assert read_all(facts, grids, readers) == sum(map(len, grids.values()))
+    assert sum(len(batch.rows) for batch in batches(facts, grids, readers)) == sum(map(len, grids.values()))
     assert sorted(set(decoded)) == [(0, index) for index in range(11 * 8)]
     assert len(decoded) <= 11 * 8 * (1 + again)

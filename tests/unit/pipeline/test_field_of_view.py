@@ -19,10 +19,9 @@ from pipeline.contracts.slides import SlideFacts, write_slide_facts
 from pipeline.contracts.stains import StainFit, write_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles, write_tiles
 from pipeline.slide import open_checked
-from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileStream
-from pipeline.tiling import UM_PER_PX_AT_1X, Rasters, TilingParams, allowed_magnifications, make_grids
+from pipeline.tiling import UM_PER_PX_AT_1X, TilingParams, allowed_magnifications
 from tests.slide_files import write_svs, write_tiff
+from tests.tile_grids import batches, grids_over
 from tests.unit.pipeline.embedding_cohort import FACTS, stub_stage
 
 SIZE_PX = 64
@@ -73,24 +72,20 @@ def check(path: Path, **sheet: float) -> SlideFacts:
 def grids_of(facts: SlideFacts, magnifications: tuple[float, ...] = (20, 10)) -> dict[float, TileGrid]:
     """Every tile of the slide at the magnifications that it allows."""
     params = TilingParams(SIZE_PX, magnifications, min_inside=0.999)
-    mask = np.ones((8, 8), bool)
-    scale = facts.dimensions[0] / 8, facts.dimensions[1] / 8
     allowed, _ = allowed_magnifications(facts.um_per_px, params)
     with open_checked(facts) as slide:
         levels = {m: slide.source_level(UM_PER_PX_AT_1X / m) for m in allowed}
         sources = {m: (level, slide.level_um_per_px(level)) for m, level in levels.items()}
-    rasters = Rasters(mask, ~mask, np.zeros(mask.shape, np.float32), scale)
-    return make_grids(facts.um_per_px, facts.bounds, rasters, sources, params)
+    return grids_over(np.ones((8, 8), bool), facts.um_per_px, facts.bounds, sources, params)
 
 
 def worst(facts: SlideFacts, pyramid: Pyramid, grid: TileGrid) -> float:
     """The largest displacement, in tile pixels, of any tile of a grid."""
     found = 0.0
-    with TileStream(facts, StainTransfer(None, BUILTIN_TARGET)) as stream:
-        for batch in stream.batches({10 / grid.um_per_px: grid}, 16):
-            for row, tile in zip(batch.rows, batch.pixels, strict=True):
-                corner_um = grid.upper_left[row] * pyramid.um_per_px
-                found = max(found, float(np.abs(displacement_px(tile, corner_um, grid.um_per_px)).max()))
+    for batch in batches(facts, {10 / grid.um_per_px: grid}):
+        for row, tile in zip(batch.rows, batch.pixels, strict=True):
+            corner_um = grid.upper_left[row] * pyramid.um_per_px
+            found = max(found, float(np.abs(displacement_px(tile, corner_um, grid.um_per_px)).max()))
     assert (grid.cell[:, 0] + 1).max() * SIZE_PX * grid.um_per_px > (WIDTH - 600) * pyramid.um_per_px[0]
     return found
 
