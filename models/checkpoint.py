@@ -185,9 +185,7 @@ def _selection(values: dict[str, Any] | None) -> GeneSelection | None:
     arrays = {key: np.array(values[key], dtype=np.float64) for key in ("mean", "std")}
     groups = {name: tuple(genes) for name, genes in values["groups"].items()}
     centres = {name: np.array(centre, dtype=np.float64) for name, centre in values.get("centres", {}).items()}
-    return GeneSelection(
-        **{**values, **arrays, "genes": tuple(values["genes"]), "groups": groups, "centres": centres}
-    )
+    return GeneSelection(**{**values, **arrays, "genes": tuple(values["genes"]), "groups": groups, "centres": centres})
 
 
 def _intervals(values: dict[str, Any] | None) -> Intervals | None:

@@ -50,5 +50,7 @@ def _source(cohort: str, entry: Any) -> TableSource:
     if isinstance(entry, str | Path):
         return TableSource(str(entry), cohort)
     if not isinstance(entry, Mapping) or not entry.get("path"):
-        raise InputError(f"{WHERE} {cohort}".strip(), "a table has no path.", "give its path, or {path: ..., unit: ...}.")
+        raise InputError(
+            f"{WHERE} {cohort}".strip(), "a table has no path.", "give its path, or {path: ..., unit: ...}."
+        )
     return TableSource(str(entry["path"]), cohort, str(entry.get("unit") or ""))

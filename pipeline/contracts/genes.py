@@ -82,8 +82,8 @@ class GeneSelection:
 
         Returns
         -------
-        float32 [cases, genes], clipped to [-clip, clip], columns in the order of `genes`. A gene that the table lacks is
-        0 in every case, which is the mean of the training cases.
+        float32 [cases, genes], clipped to [-clip, clip], columns in the order of `genes`. A gene that the table lacks
+        is 0 in every case, which is the mean of the training cases.
 
         Raises
         ------

@@ -1,8 +1,8 @@
 """Gene names of other years and of other databases: from the user's alias file, and a short built-in table.
 
-The alias file is HGNC's (columns ``symbol``, ``prev_symbol``, ``alias_symbol``, and ``ensembl_gene_id`` where it is there;
-several names separated by ``|``), https://www.genenames.org/download/, or a table with the columns ``gene_id`` and
-``gene_name``, such as any GDC STAR file, which names Ensembl ids only.
+The alias file is HGNC's (columns ``symbol``, ``prev_symbol``, ``alias_symbol``, and ``ensembl_gene_id`` where it is
+there; several names separated by ``|``), https://www.genenames.org/download/, or a table with the columns ``gene_id``
+and ``gene_name``, such as any GDC STAR file, which names Ensembl ids only.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Aliases:
         """Bring the symbols of a table up to date.
 
         A current symbol stays. A previous symbol, else a synonym, becomes the symbol of the one gene that it stood for,
-        unless the table has that gene under its own name. A name of several genes stays, and so do synonyms of which two
-        in the table would become one gene.
+        unless the table has that gene under its own name. A name of several genes stays, and so do synonyms of which
+        two in the table would become one gene.
         """
         present = set(symbols)
         wanted = {name: self.current(name) for name in present}

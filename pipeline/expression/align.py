@@ -15,8 +15,8 @@ from pipeline.expression.case_table import CaseTable, some
 def align(sources: Sequence[TableSource], tables: list[CaseTable], cases: Sequence[str]) -> CaseTable:
     """Join tables by gene symbol; cases sorted. One table is returned as it is.
 
-    Genes that a table lacks are left out and counted: nothing is filled in. Each table was normalised on its own, counts
-    by the library size over all of its genes.
+    Genes that a table lacks are left out and counted: nothing is filled in. Each table was normalised on its own,
+    counts by the library size over all of its genes.
 
     Raises InputError for different units, a case in two tables, or tables without a common gene.
     """
@@ -98,5 +98,7 @@ def _report(
         own["genes_not_in_all_tables"] = some([symbol for symbol in table.symbols if symbol not in kept])
         report[f"table {source.name}"] = own
     if tables[0].unit == "zscore":
-        report["standardised_remark"] = "z-scores of several tables: differences between their cohorts are lost or made up"
+        report["standardised_remark"] = (
+            "z-scores of several tables: differences between their cohorts are lost or made up"
+        )
     return report

@@ -1,4 +1,5 @@
-"""One table as it was found to one row per case and one column per gene: orient, match, name, check, merge, normalise."""
+"""One table as it was found to one row per case and one column per gene: orient, match, name, check, merge,
+normalise."""
 
 from __future__ import annotations
 
@@ -163,8 +164,8 @@ def _named(
         raise InputError(
             raw.path,
             f"no row has a gene symbol{f' ({only_ensembl} Ensembl ids)' if only_ensembl else ''}.",
-            "add a column gene_name with the symbols beside the Ensembl ids, or set expression.aliases to HGNC's table or"
-            " to a GDC STAR file, which name them.",
+            "add a column gene_name with the symbols beside the Ensembl ids, or set expression.aliases to HGNC's table"
+            " or to a GDC STAR file, which name them.",
         )
     names = [symbols[r] for r in rows]
     if params.symbols == "auto":

@@ -61,9 +61,7 @@ def fit_centres(
     return centres, values
 
 
-def check_label_against_cohorts(
-    expression: Expression, classes: Mapping[str, str], task: str, centring: bool
-) -> None:
+def check_label_against_cohorts(expression: Expression, classes: Mapping[str, str], task: str, centring: bool) -> None:
     """Refuse a classification whose label follows the cohort where cohorts are, or were, standardised separately.
 
     Separate standardisation gives every cohort the same means: what tells the cohorts' classes apart is gone, and a model
@@ -93,7 +91,11 @@ def check_label_against_cohorts(
     if len(set(cohorts.values())) > 1:
         spared = _spared(cohorts, known)
         if spared >= FOLLOWS and (centring or _separate(expression, _groups(of_case, of_case))):
-            how = "genes.centre is cohort" if centring else "each cohort has gene means of 0: it was standardised on its own"
+            how = (
+                "genes.centre is cohort"
+                if centring
+                else "each cohort has gene means of 0: it was standardised on its own"
+            )
             raise InputError(
                 f"task {task}",
                 f"its label follows the cohort (lambda {spared:.2f}), and {how}. The difference between the classes is"

@@ -93,9 +93,7 @@ def _prepared(source: TableSource, params: ExpressionParams, cases: Sequence[str
     return case_table(read_raw(source.path, params.star_column), own, cases, aliases)
 
 
-def _cohorts(
-    sources: Sequence[TableSource], tables: Sequence[CaseTable], sheet: Mapping[str, str]
-) -> dict[str, str]:
+def _cohorts(sources: Sequence[TableSource], tables: Sequence[CaseTable], sheet: Mapping[str, str]) -> dict[str, str]:
     """Cohort of every case: the table's, else the sheet's. Raises InputError where they differ."""
     found = {}
     for source, table in zip(sources, tables, strict=True):

@@ -14,9 +14,7 @@ from pipeline.expression.tables import read_ids
 from pipeline.signatures import builtin_symbols
 
 
-def table_cases(
-    tables: Any, params: ExpressionParams, cases: Sequence[str]
-) -> tuple[list[str], list[tuple[str, str]]]:
+def table_cases(tables: Any, params: ExpressionParams, cases: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The cases with a tumour sample, and (table, remark) on samples that were left out or compete for one case.
 
     Reads the ids of a table, not its values. Raises InputError as `prepare_expression` does for a table that cannot be
@@ -31,9 +29,7 @@ def table_cases(
     return sorted(found), remarks
 
 
-def _source_cases(
-    source: TableSource, params: ExpressionParams, cases: Sequence[str]
-) -> tuple[list[str], list[str]]:
+def _source_cases(source: TableSource, params: ExpressionParams, cases: Sequence[str]) -> tuple[list[str], list[str]]:
     rows, columns = read_ids(source.path, params.star_column, cases)
     way = find_orientation(rows, columns, cases, builtin_symbols(), params.orientation, source.path)
     match = match_samples(columns if way == GENES_IN_ROWS else rows, cases)

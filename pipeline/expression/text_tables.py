@@ -1,4 +1,4 @@
-"""Read TSV and CSV tables, gzip too: a regular table in blocks by Arrow, any other by pandas, which can say what is wrong.
+"""Read TSV and CSV tables, gzip too: a regular one in blocks by Arrow, any other by pandas, which can say what is wrong.
 
 Both round a number to the nearest double and then to the nearest single, so that the way a table was read does not show.
 """

@@ -199,7 +199,9 @@ def _first(
 ) -> tuple[str, str]:
     """Gene and case of the first wrong value, by gene."""
     places = [
-        (int(row), start + int(column)) for start, block in _blocks(values) for row, column in np.argwhere(wrong(block))[:1]
+        (int(row), start + int(column))
+        for start, block in _blocks(values)
+        for row, column in np.argwhere(wrong(block))[:1]
     ]
     row, column = min(places)
     return genes[row], cases[column]
