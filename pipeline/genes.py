@@ -169,10 +169,11 @@ def select_genes_for_folds(
     """Write the genes of all folds of one task: fold k to ``outputs[k]``.
 
     The training cases of a fold have the role train in it, RNA, and a label for the task. `classes` are the labels of a
-    classification task; `aliases` is the file by which the table's symbols, and so the gene lists', were brought up to date.
+    classification task; `aliases` is the file by which the table's symbols, and so the gene lists', were brought up to
+    date.
 
-    Raises InputError as `select_genes` does, if the fold table has another number of folds, and for a label that follows
-    cohorts which were standardised separately (`centring.check_label_against_cohorts`).
+    Raises InputError as `select_genes` does, if the fold table has another number of folds, and for a label that
+    follows cohorts which were standardised separately (`centring.check_label_against_cohorts`).
     """
     table = read_expression(expression)
     check_label_against_cohorts(table, classes or {}, task, params.centre == "cohort")

@@ -181,8 +181,8 @@ def _named(
 
 
 def _symbols(raw: RawTable, aliases: Aliases, report: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Symbol and Ensembl id of every row, each "" where unknown: by the row's id, else by the table's own columns, else,
-    for an Ensembl id, by the alias file."""
+    """Symbol and Ensembl id of every row, each "" where unknown: by the row's id, else by the table's own columns,
+    else, for an Ensembl id, by the alias file."""
     parsed = [parse_gene(name) for name in raw.rows]
     named = next((raw.annotations[key] for key in SYMBOL_COLUMNS if key in raw.annotations), None)
     idents = next((raw.annotations[key] for key in ENSEMBL_COLUMNS if key in raw.annotations), None)

@@ -64,13 +64,14 @@ def fit_centres(
 def check_label_against_cohorts(expression: Expression, classes: Mapping[str, str], task: str, centring: bool) -> None:
     """Refuse a classification whose label follows the cohort where cohorts are, or were, standardised separately.
 
-    Separate standardisation gives every cohort the same means: what tells the cohorts' classes apart is gone, and a model
-    learns what the standardisation left (rounding, outliers, missing genes). Such tasks score near 1 and mean nothing.
+    Separate standardisation gives every cohort the same means: what tells the cohorts' classes apart is gone, and a
+    model learns what the standardisation left (rounding, outliers, missing genes). Such tasks score near 1 and mean
+    nothing.
 
-    A label follows the cohort if knowing the cohort spares half of the wrong guesses of the commonest class (Goodman and
-    Kruskal, J Am Stat Assoc 49, 732 (1954): lambda). A cohort counts as standardised separately if over its cases the median
-    gene has a mean below a tenth of its standard deviation. Where no cohort is known, the classes themselves are looked
-    at: means of a tenth of their standard errors in every class do not come by chance.
+    A label follows the cohort if knowing the cohort spares half of the wrong guesses of the commonest class (Goodman
+    and Kruskal, J Am Stat Assoc 49, 732 (1954): lambda). A cohort counts as standardised separately if over its cases
+    the median gene has a mean below a tenth of its standard deviation. Where no cohort is known, the classes themselves
+    are looked at: means of a tenth of their standard errors in every class do not come by chance.
 
     Parameters
     ----------

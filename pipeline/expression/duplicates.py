@@ -15,8 +15,8 @@ ALIQUOT_RULES = ("first", "mean", "error")
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a table are one gene: symbols sorted, each once; the first row of each; and, by position in `symbols`,
-    all rows of those that have several."""
+    """Which rows of a table are one gene: symbols sorted, each once; the first row of each; and, by position in
+    `symbols`, all rows of those that have several."""
 
     symbols: tuple[str, ...]
     first: list[int]
@@ -57,8 +57,8 @@ def merge_genes(values: np.ndarray, genes: Rows, rule: str, unit: str) -> np.nda
 def pick_samples(
     samples: np.ndarray, columns: Mapping[str, Sequence[int]], rule: str, unit: str, names: Sequence[str], where: str
 ) -> np.ndarray:
-    """One row per case, float64 [cases, rows of the table], from [samples, rows of the table]: the first choice, the mean
-    on the linear scale, or an error when there are several."""
+    """One row per case, float64 [cases, rows of the table], from [samples, rows of the table]: the first choice, the
+    mean on the linear scale, or an error when there are several."""
     picked = samples[[choices[0] for choices in columns.values()]].astype(np.float64)
     if rule == "first":
         return picked

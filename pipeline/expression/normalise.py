@@ -13,7 +13,8 @@ def normalise(
     """Values on the scale of `unit` and the number of values that were clipped.
 
     ``counts`` and ``expected_counts``: each case scaled to `target_sum`, then natural log(1 + x), by scanpy.
-    ``tpm``, ``fpkm``, ``fpkm_uq``, ``linear``: natural log(1 + x). ``log2``: kept. ``zscore``: clipped to [-clip, clip].
+    ``tpm``, ``fpkm``, ``fpkm_uq``, ``linear``: natural log(1 + x). ``log2``: kept. ``zscore``: clipped to [-clip,
+    clip].
 
     Parameters
     ----------
@@ -39,8 +40,8 @@ def normalise(
 def to_tpm(raw: np.ndarray, unit: str, cases: list[str], where: str) -> np.ndarray:
     """Transcripts per million from TPM, FPKM or FPKM-UQ, float64 [cases, genes]: every case scaled to sum to a million.
 
-    Within a case all three are proportional to transcripts per kilobase, so this is exact where the table holds the whole
-    transcriptome (Li and Dewey, BMC Bioinformatics 12, 323 (2011)).
+    Within a case all three are proportional to transcripts per kilobase, so this is exact where the table holds the
+    whole transcriptome (Li and Dewey, BMC Bioinformatics 12, 323 (2011)).
 
     Raises InputError for another unit, and for a case whose values are all zero.
     """

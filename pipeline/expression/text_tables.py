@@ -1,6 +1,8 @@
-"""Read TSV and CSV tables, gzip too: a regular one in blocks by Arrow, any other by pandas, which can say what is wrong.
+"""Read TSV and CSV tables, gzip too: a regular one in blocks by Arrow, any other by pandas, which can say what is
+wrong.
 
-Both round a number to the nearest double and then to the nearest single, so that the way a table was read does not show.
+Both round a number to the nearest double and then to the nearest single, so that the way a table was read does not
+show.
 """
 
 from __future__ import annotations
