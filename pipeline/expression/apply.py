@@ -120,7 +120,7 @@ def _genes_in_rows(raw: RawTable, selection: GeneSelection, aliases: Aliases) ->
     if not any(counts.values()):
         raise InputError(
             raw.path,
-            f"no row and no column is one of the {len(selected)} selected genes, such as {', '.join(selection.genes[:3])}.",
+            f"no row and no column is one of the {len(selected)} selected genes ({', '.join(selection.genes[:3])}).",
             "give gene symbols, or name an alias file for Ensembl ids.",
         )
     return raw if counts[GENES_IN_ROWS] >= counts[SAMPLES_IN_ROWS] else raw.transposed()

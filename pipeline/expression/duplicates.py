@@ -41,7 +41,7 @@ def gene_rows(symbols: Sequence[str], rule: str, where: str) -> Rows:
 
 
 def merge_genes(values: np.ndarray, genes: Rows, rule: str, unit: str) -> np.ndarray:
-    """One column per symbol, float64 [cases, symbols], from float64 [cases, rows of the table].
+    """One column per symbol, [cases, symbols], from float [cases, rows of the table], of the same type.
 
     ``mean`` (default) averages on the linear scale, so log2 values are raised first: log2(mean(2^x)), which is right
     for any pseudocount; z-scores are averaged as they are. ``sum`` is for linear units only. ``max`` is taken within
@@ -57,9 +57,9 @@ def merge_genes(values: np.ndarray, genes: Rows, rule: str, unit: str) -> np.nda
 def pick_samples(
     samples: np.ndarray, columns: Mapping[str, Sequence[int]], rule: str, unit: str, names: Sequence[str], where: str
 ) -> np.ndarray:
-    """One row per case, float64 [cases, rows of the table], from [samples, rows of the table]: the first choice, the
-    mean on the linear scale, or an error when there are several."""
-    picked = samples[[choices[0] for choices in columns.values()]].astype(np.float64)
+    """One row per case, [cases, rows of the table], from float [samples, rows of the table], of the same type: the
+    first choice, the mean on the linear scale, or an error when there are several."""
+    picked = samples[[choices[0] for choices in columns.values()]]
     if rule == "first":
         return picked
     for place, (case, choices) in enumerate(columns.items()):
@@ -71,11 +71,13 @@ def pick_samples(
                 f"{len(choices)} samples: {', '.join(names[choice] for choice in choices)}.",
                 "keep one, or set expression.aliquots: first.",
             )
-        picked[place] = _merge(samples[list(choices)].astype(np.float64), "mean", unit)
+        picked[place] = _merge(samples[list(choices)], "mean", unit)
     return picked
 
 
 def _merge(rows: np.ndarray, rule: str, unit: str) -> np.ndarray:
+    """float64 [values], from float [rows, values]"""
+    rows = rows.astype(np.float64)
     if rule == "max":
         return rows.max(axis=0)
     if rule == "sum":

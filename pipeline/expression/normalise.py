@@ -51,7 +51,7 @@ def to_tpm(raw: np.ndarray, unit: str, cases: list[str], where: str) -> np.ndarr
             f"{unit} values cannot be brought to tpm: gene lengths and pseudocounts are not known.",
             "give TPM, FPKM or FPKM-UQ, or the same unit in every table with expression.common_unit: null.",
         )
-    total = raw.sum(axis=1, keepdims=True)
+    total = raw.sum(axis=1, keepdims=True, dtype=np.float64)
     _refuse_empty(total[:, 0], "value", cases, where)
     return raw * (1e6 / total)
 
@@ -65,7 +65,7 @@ def _refuse_empty(totals: np.ndarray, what: str, cases: list[str], where: str) -
 
 
 def _by_library_size(raw: np.ndarray, target_sum: float, cases: list[str], where: str) -> np.ndarray:
-    _refuse_empty(raw.sum(axis=1), "count", cases, where)
+    _refuse_empty(raw.sum(axis=1, dtype=np.float64), "count", cases, where)
     # scanpy compiles with numba and takes seconds to load: only a table of counts pays for it.
     import anndata
     import scanpy

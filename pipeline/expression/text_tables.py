@@ -1,8 +1,5 @@
 """Read TSV and CSV tables, gzip too: a regular one in blocks by Arrow, any other by pandas, which can say what is
 wrong.
-
-Both round a number to the nearest double and then to the nearest single, so that the way a table was read does not
-show.
 """
 
 from __future__ import annotations
@@ -21,19 +18,21 @@ from pipeline.contracts.errors import InputError
 from pipeline.expression.gdc import STAR_UNITS
 from pipeline.expression.raw_table import ANNOTATIONS, RawTable
 
-ROWS_PER_BLOCK = 1024
-BLOCK_BYTES = (2**23, 2**27)  #: smallest and largest block of text that Arrow parses at once
+ROWS_PER_BLOCK = 256
+BLOCK_BYTES = (2**22, 2**27)  #: smallest and largest block of text that Arrow parses at once
 NOT_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, EOFError, OSError)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The head of a table: column names, delimiter, lines before the first row, and length of that row (bytes)."""
+    """The head of a table: column names, delimiter, lines before the first row, length of that row (bytes), and whether
+    fields are quoted in the header or that row."""
 
     names: list[str]
     delimiter: str
     skip: int
     row_bytes: int
+    quoted: bool
     star_column: str
 
     @property
@@ -141,7 +140,7 @@ def _layout(path: Path, star_column: str) -> _Layout:
             f"{len(first)} fields under {len(names)} column names.",
             "give every row one field per column.",
         )
-    return _Layout(names, delimiter, skip, len(second), star_column)
+    return _Layout(names, delimiter, skip, len(second), '"' in line + second, star_column)
 
 
 def _column_names(path: Path, layout: _Layout, chosen: Sequence[int]) -> list[str]:
@@ -155,13 +154,13 @@ def _table(path: Path, layout: _Layout, chosen: Sequence[int], values, rows, ann
 
 
 def _read_blocks(path: Path, layout: _Layout, chosen: Sequence[int]) -> RawTable | None:
-    """None where Arrow finds a cell that is no number, a ragged row or a damaged file."""
+    """None where Arrow finds a cell that is no number, a ragged row or a damaged file, or a quote only further down."""
     import pyarrow
     from pyarrow import csv as arrow_csv
 
     names = [str(position) for position in range(len(layout.names))]
     texts = [0, *layout.described()]
-    types = {names[p]: pyarrow.string() for p in texts} | {names[p]: pyarrow.float64() for p in chosen}
+    types = {names[p]: pyarrow.string() for p in texts} | {names[p]: pyarrow.float32() for p in chosen}
     block = min(max(ROWS_PER_BLOCK * layout.row_bytes, BLOCK_BYTES[0]), BLOCK_BYTES[1])
     blocks: list[np.ndarray] = []
     found: list[list[str]] = [[] for _ in texts]
@@ -173,20 +172,21 @@ def _read_blocks(path: Path, layout: _Layout, chosen: Sequence[int]) -> RawTable
                 read_options=arrow_csv.ReadOptions(
                     block_size=block, column_names=names, skip_rows=layout.skip, use_threads=False
                 ),
-                parse_options=arrow_csv.ParseOptions(delimiter=layout.delimiter),
+                parse_options=arrow_csv.ParseOptions(
+                    delimiter=layout.delimiter, quote_char='"' if layout.quoted else False
+                ),
                 convert_options=arrow_csv.ConvertOptions(
-                    column_types=types, include_columns=[names[p] for p in (*texts, *chosen)]
+                    column_types=types, include_columns=[names[p] for p in (*texts, *chosen)], null_values=[""]
                 ),
             )
             for batch in reader:
                 for place, texts_of_column in enumerate(found):
                     texts_of_column += [text.strip() for text in batch.column(place).to_pylist()]
                 numbers = batch.select(range(len(texts), batch.num_columns))
-                with np.errstate(over="ignore"):
-                    blocks.append(numbers.to_tensor(null_to_nan=True, row_major=False).to_numpy().T.astype(np.float32))
+                blocks.append(numbers.to_tensor(null_to_nan=True, row_major=False).to_numpy().T)
     except (pyarrow.ArrowException, OSError):
         return None
-    if not found[0]:
+    if not found[0] or (not layout.quoted and any('"' in text for column in found for text in column)):
         return None
     values = np.empty((len(chosen), len(found[0])), dtype=np.float32)
     place = values.shape[1]

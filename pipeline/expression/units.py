@@ -76,8 +76,7 @@ def centre_and_spread(values: np.ndarray) -> tuple[float, float]:
     """Median over genes of |mean| and of the standard deviation. `values` float [genes, cases]."""
     mean = values.mean(axis=1, dtype=np.float64)
     square = np.zeros(len(values))
-    for start, block in _blocks(values):
-        del start
+    for _, block in _blocks(values):
         square += ((block - mean[:, None]) ** 2).sum(axis=1)
     return float(np.median(np.abs(mean))), float(np.median(np.sqrt(square / values.shape[1])))
 
@@ -154,13 +153,15 @@ def _check_sums(values: np.ndarray, cases: Sequence[str], where: str) -> None:
 
 
 def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Columns of `values` some at a time, float64: no temporary of the size of a large table."""
+    """Columns of `values` some at a time: no temporary of the size of a large table."""
     for start in range(0, values.shape[1], CASES_AT_ONCE):
-        yield start, values[:, start : start + CASES_AT_ONCE].astype(np.float64)
+        yield start, values[:, start : start + CASES_AT_ONCE]
 
 
 def _fractional(values: np.ndarray) -> np.ndarray:
-    return np.abs(values - np.rint(values)) > 1e-6
+    whole = np.rint(values)
+    off = values != whole
+    return off & (np.abs(values - whole) > 1e-6) if off.any() else off
 
 
 def _count(values: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int:
