@@ -1,5 +1,4 @@
 """Several tables, one cohort each: joined by symbol in one unit, centred on training cases, no label in disguise."""
-shadow."""
 
 from dataclasses import replace
 
