@@ -11,9 +11,10 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import Expression
 
 MIN_CASES = 2  #: training cases that a cohort's centre needs
-FEW_CASES = 10  #: a smaller group says nothing of how it was standardised
+FEW_CASES = 20  #: a smaller group says nothing of how it was standardised
 CENTRED = 0.1  #: median over genes of |mean| / standard deviation below which a cohort is taken for centred
-EXACT = 0.1  #: the same in standard errors: far below what chance leaves to any real group
+CHANCE = 1.5  #: or this many standard errors, which part of a centred cohort keeps (of a real glioma panel: 0.8 to 0.9)
+EXACT = 0.15  #: standard errors far below what chance leaves to any group of a table that was standardised as a whole
 FOLLOWS = 0.5  #: share of wrong guesses that knowing the cohort spares, from which on a label follows the cohort
 
 
@@ -70,8 +71,9 @@ def check_label_against_cohorts(expression: Expression, classes: Mapping[str, st
 
     A label follows the cohort if knowing the cohort spares half of the wrong guesses of the commonest class (Goodman
     and Kruskal, J Am Stat Assoc 49, 732 (1954): lambda). A cohort counts as standardised separately if over its cases
-    the median gene has a mean below a tenth of its standard deviation. Where no cohort is known, the classes themselves
-    are looked at: means of a tenth of their standard errors in every class do not come by chance.
+    the median gene has a mean below a tenth of its standard deviation, or within 1.5 of its standard errors. Where no
+    cohort is known, the classes themselves are looked at: means of 0.15 standard errors in two classes do not come by
+    chance.
 
     Parameters
     ----------
@@ -86,8 +88,8 @@ def check_label_against_cohorts(expression: Expression, classes: Mapping[str, st
     known = {case: classes[case] for case in expression.cases if case in classes}
     cohorts = {case: of_case[case] for case in known if of_case[case]}
     fix = (
-        "give both cohorts on an absolute scale (counts, TPM, FPKM, log2) or standardised together; within one cohort"
-        " z-scores are fine."
+        "give the cohorts on an absolute scale (counts, TPM, FPKM, log2); within one cohort z-scores are fine. If they"
+        " were standardised together and are that alike, leave column cohort out."
     )
     if len(set(cohorts.values())) > 1:
         spared = _spared(cohorts, known)
@@ -106,8 +108,8 @@ def check_label_against_cohorts(expression: Expression, classes: Mapping[str, st
     elif not cohorts and _exactly_centred(expression, _groups(known, known)):
         raise InputError(
             f"task {task}",
-            "every class has gene means of exactly 0: each was standardised on its own. The difference between the"
-            " classes is gone from such data; a score would be that of an artefact.",
+            "two classes or more have gene means of exactly 0: each was standardised on its own. The difference between"
+            " the classes is gone from such data; a score would be that of an artefact.",
             fix,
         )
 
@@ -131,16 +133,15 @@ def _spared(cohort_of: Mapping[str, str], label_of: Mapping[str, str]) -> float:
 def _separate(expression: Expression, groups: Mapping[str, list[str]]) -> bool:
     """Whether every cohort that is large enough, and two at least, has gene means near 0 on its own spread."""
     large = [cases for name, cases in groups.items() if name and len(cases) >= FEW_CASES]
-    return len(large) > 1 and all(_offset(expression, cases) < CENTRED for cases in large)
+    return len(large) > 1 and all(
+        _offset(expression, cases) < max(CENTRED, CHANCE / len(cases) ** 0.5) for cases in large
+    )
 
 
 def _exactly_centred(expression: Expression, groups: Mapping[str, list[str]]) -> bool:
+    """Whether two classes have gene means nearer to 0 than chance would bring them."""
     large = [cases for cases in groups.values() if len(cases) >= FEW_CASES]
-    return (
-        len(large) > 1
-        and len(large) == len(groups)
-        and all(_offset(expression, cases) * len(cases) ** 0.5 < EXACT for cases in large)
-    )
+    return sum(_offset(expression, cases) * len(cases) ** 0.5 < EXACT for cases in large) > 1
 
 
 def _offset(expression: Expression, cases: list[str]) -> float:
