@@ -80,7 +80,7 @@ def test_training_artefacts_do_not_see_held_out_cases(cohort):
 @pytest.mark.workflow
 @pytest.mark.parametrize("centre", ["none", "cohort"])
 def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch, centre):
-    """The same stage given all cases as training cases chooses and centres by held-out RNA, and the comparison sees it."""
+    """The same stage given all cases as training cases chooses and centres by held-out RNA; the comparison sees it."""
     monkeypatch.chdir(cohort.path)
     cases = list(read_cases("data/cases.tsv").rows)
     cohorts = {case: "odd" if k % 2 else "even" for k, case in enumerate(cases)}
