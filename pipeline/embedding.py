@@ -177,6 +177,7 @@ class EmbeddingStage:
             revision=REVISIONS[self.name],
             digest=digest,
             slide_magnifications=tuple(float(m) for m in grids_with_tiles(tiles)),
+            source_um_per_px=grid.source_um_per_px,
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.shared_cells import SharedCells
 from pipeline.slide import PixelLattice, SlideReader, Window, open_checked
 from pipeline.stain_transfer import StainTransfer
@@ -53,6 +54,7 @@ class Reading:
 
     def __init__(self, facts: SlideFacts, transfer: StainTransfer, groups: Sequence[Mapping[float, TileGrid]]) -> None:
         self.facts, self.transfer = facts, transfer
+        self.tiles = DecodedTiles()
         self.passes = [(grids, SharedCells(list(grids.values()))) for grids in groups if grids]
         self.seconds_reading = 0.0  # of all reader threads together
         self.seconds_normalising = 0.0
@@ -70,7 +72,7 @@ class TileReader:
     first of the next are read. At most ``ahead + 1`` batches of the finest magnification are held at any time (one more
     while two slides meet), and of each coarser one the tiles of one row of cells: memory grows neither with a slide's
     area nor with the number of slides. Each reader thread opens a slide for itself, because slide libraries do not
-    share a handle between threads, and has one open at a time.
+    share a handle between threads, and has one open at a time; the tiles that they decode of it are shared.
 
     Aligned magnifications that come from the same stored level are read in one pass: the pixels of a cell of the
     finest are decoded once, and averaged for its own tile and for its place in each coarser one. No tile depends on
@@ -165,7 +167,7 @@ class TileReader:
     def _read(self, reading: Reading, tasks: list[_Task]) -> _Read:
         """Fill the places of `tasks`."""
         started = time.perf_counter()
-        slide = self._slide(reading.facts)
+        slide = self._slide(reading)
         failed, normalising = {}, 0.0
         for task in tasks:
             windows = [grid.window(slide, task.at) for grid, _ in task.places]
@@ -180,14 +182,14 @@ class TileReader:
             normalising += time.perf_counter() - read
         return _Read(failed, time.perf_counter() - started - normalising, normalising)
 
-    def _slide(self, facts: SlideFacts) -> SlideReader:
-        if getattr(self._own, "facts", None) is not facts:
-            self._own.facts = None
+    def _slide(self, reading: Reading) -> SlideReader:
+        if getattr(self._own, "reading", None) is not reading:
+            self._own.reading = None
             thread = threading.get_ident()
             if (before := self._opened.pop(thread, None)) is not None:
                 before.close()
-            self._own.slide = self._opened[thread] = open_checked(facts)
-            self._own.facts = facts
+            self._own.slide = self._opened[thread] = open_checked(reading.facts, reading.tiles)
+            self._own.reading = reading
         return self._own.slide
 
     def __enter__(self) -> TileReader:

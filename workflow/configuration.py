@@ -14,6 +14,7 @@ from models.experiment import Experiment
 from models.registry import needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
 from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
 from pipeline.contracts.tasks import Task, read_labels
@@ -87,8 +88,9 @@ def _check_inputs(inputs: dict[str, Any]) -> None:
         "write the sheets with `histoweave init FOLDER_OF_SLIDES`, or name yours in config.yaml;"
         " `make demo` shows a complete example."
     )
-    for key in ("cases", "slides", "expression"):
-        path = inputs[key]
+    paths = [(key, inputs[key]) for key in ("cases", "slides")]
+    paths += [("expression", source.path) for source in table_sources(inputs["expression"])]
+    for key, path in paths:
         if path and not Path(path).exists():
             raise InputError(f"config.yaml inputs.{key}", f"'{path}' does not exist.", first_steps)
     if not inputs["slides"] and not inputs["expression"]:

@@ -9,6 +9,7 @@ from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide
@@ -95,11 +96,18 @@ def expression_path(wildcards):
 
 
 def expression_files():
-    """The expression table, or every file of a folder of tables."""
-    path = config["inputs"]["expression"]
-    if path and os.path.isdir(path):
-        return sorted(os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-    return [path] if path else []
+    """The expression tables, of a folder every file."""
+    files = []
+    for source in table_sources(config["inputs"]["expression"]):
+        folder = os.path.isdir(source.path)
+        inside = [os.path.join(top, name) for top, _, names in os.walk(source.path) for name in names]
+        files += sorted(inside) if folder else [source.path]
+    return files
+
+
+def alias_file():
+    """The user's table of gene names."""
+    return [config["expression"]["aliases"]] if config["expression"]["aliases"] else []
 
 
 def gene_sets(wildcards):
