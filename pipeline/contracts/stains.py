@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "stain"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METHODS = ("vahadane", "macenko", "none")
+BACKENDS = ("native", "staintools")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class StainFit:
 
     `method` is what was used, `requested` what the configuration asked for and `fallback` why they differ
     (else empty). `white_source` is slide or assumed. `um_per_px` is where the pixels were read.
-    `diagnostics` holds numbers: angle_degrees, residual, iterations, pixels, fields, fields_unreadable,
-    fields_with_ink and the shares of pixels that are background, ink or saturated.
+    `diagnostics` holds numbers: angle_degrees, residual, iterations, negative, pixels, fields, fields_unreadable,
+    fields_with_ink and the shares of pixels that are background, ink or saturated. `backend` is whose code fitted,
+    with the `versions` of the packages that it belongs to (empty for native).
     """
 
     slide_id: str
@@ -52,6 +54,8 @@ class StainFit:
     um_per_px: float | None
     diagnostics: dict[str, float]
     digest: str
+    backend: str = "native"
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def write_stain(path: str | Path, fit: StainFit) -> None:
@@ -81,6 +85,8 @@ def read_stain(path: str | Path) -> StainFit:
             um_per_px=body["um_per_px"],
             diagnostics=body["diagnostics"],
             digest=body["digest"],
+            backend=body["backend"],
+            versions=body["versions"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: damaged ({error}). Fix: delete it and rerun the stain stage.") from error
