@@ -25,7 +25,8 @@ from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.encoders import EncoderSpec
 from pipeline.shared_cells import groups
-from pipeline.stain import StainParams, read_target
+from pipeline.stain import StainParams
+from pipeline.stain_target import read_target
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
 from pipeline.tile_stream import TileStream
 
@@ -98,7 +99,7 @@ class EmbeddingStage:
 
     @cached_property
     def _target(self) -> tuple[StainColours, str]:
-        return read_target(self.stain)
+        return read_target(self.stain, self.results)
 
     def __post_init__(self) -> None:
         """A wrong target or encoder is the configuration's fault: it must stop the job and not fail each slide."""

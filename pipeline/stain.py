@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError, InputError, SlideError
-from pipeline.contracts.files import bytes_digest, digest_of
+from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.settings import require_choice
 from pipeline.contracts.slides import read_slide_facts
-from pipeline.contracts.stains import BACKENDS, METHODS, StainColours, StainFit, colours_from, read_stain, write_stain
+from pipeline.contracts.stains import BACKENDS, METHODS, StainFit, colours_from, read_stain, write_stain
 from pipeline.contracts.tiles import TileSet, read_tiles
 from pipeline.slide import SlideReader, open_checked
 from pipeline.stain_fit import backend_versions, estimate_white, fit_pixels, pool_pixels
-from pipeline.stain_transfer import BUILTIN_TARGET
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +32,8 @@ class StainParams:
     """Section ``stain`` of the configuration.
 
     `backend` is whose Vahadane or Macenko fits: native, or staintools. `um_per_px` is where pixels are read (or the
-    slide's own, where coarser); `pixels` are pooled over up to `fields` tiles drawn with `seed`. `target` is
-    ``builtin``, another slide's ``stain/*.json`` or an H&E image (PNG, JPEG).
+    slide's own, where coarser); `pixels` are pooled over up to `fields` tiles drawn with `seed`. `target`,
+    which fits do not depend on, is explained in `pipeline.stain_references`.
     """
 
     method: str = "vahadane"
@@ -170,33 +168,3 @@ def _read_fields(
             logger.warning("stain: %s: %s", tiles.slide_id, error)
             unreadable += 1
     return fields, unreadable
-
-
-def read_target(params: StainParams) -> tuple[StainColours, str]:
-    """The target of ``stain.target`` and the digest of what it came from.
-
-    Raises InputError for a target that is missing, unreadable, or has no plausible stains.
-    """
-    where = "config.yaml stain.target"
-    if params.target == "builtin":
-        return BUILTIN_TARGET, digest_of("builtin", asdict(BUILTIN_TARGET))
-    path = Path(params.target)
-    if not path.is_file():
-        raise InputError(where, f"'{params.target}' is neither builtin nor a file.", "correct the path.")
-    try:
-        colours = read_stain(path).colours if path.suffix == ".json" else _fit_image(path, params)
-    except (OSError, FormatError, SlideError) as error:
-        raise InputError(where, f"{path} cannot be a target: {error}", "name another file, or builtin.") from error
-    if colours is None:
-        raise InputError(where, f"{path} holds no stains (method none).", "name another file, or builtin.")
-    return colours, digest_of(bytes_digest(path), params.fitted)
-
-
-def _fit_image(path: Path, params: StainParams) -> StainColours:
-    with Image.open(path) as image:
-        rgb = np.asarray(image.convert("RGB"))
-    white, _ = estimate_white(rgb)
-    pixels, _ = pool_pixels([rgb], white, params.pixels, params.seed)
-    method = "macenko" if params.method == "macenko" else "vahadane"
-    _, _, fit = fit_pixels(pixels, white, method, backend=params.backend)
-    return colours_from(fit.matrix, fit.concentrations, white)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.optimize import nnls
 
 from pipeline.contracts import layout
 from pipeline.contracts.errors import FormatError, InputError, SlideError
-from pipeline.contracts.stains import BACKENDS, FORMAT_VERSION, colours_from, read_stain, write_stain
-from pipeline.stain import StainParams, StainStage, read_target
+from pipeline.contracts.stains import BACKENDS, FORMAT_VERSION, colours_from, read_stain
+from pipeline.stain import StainParams, StainStage
 from pipeline.stain_fit import estimate_white, fit_pixels, implausible, pool_pixels
 from pipeline.stain_separation import (
     classify_pixels,
@@ -339,35 +338,3 @@ def test_digest_follows_the_fit_and_not_the_target(tmp_path: Path) -> None:
 def test_parameters_name_their_key(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"config.yaml stain.{next(iter(bad))}"):
         StainParams(**bad)
-
-
-def test_targets(tmp_path: Path) -> None:
-    rng = np.random.default_rng()
-    assert read_target(StainParams())[0] == BUILTIN_TARGET
-    with pytest.raises(InputError, match="neither builtin nor a file"):
-        read_target(StainParams(target=str(tmp_path / "none.png")))
-    matrix = random_matrix(rng)
-    Image.fromarray(render(rng, matrix, np.full(3, 245.0))).save(tmp_path / "target.png")
-    from_image, image_digest = read_target(StainParams(target=str(tmp_path / "target.png")))
-    assert degrees(from_image.matrix, matrix).max() < 3
-    make_slide(tmp_path, rng, matrix)
-    StainStage(tmp_path, StainParams()).make("s1", "d")
-    json = layout.stain_fit(tmp_path, "s1")
-    from_json, json_digest = read_target(StainParams(target=json))
-    assert from_json == read_stain(json).colours and json_digest != image_digest
-    write_stain(json, replace(read_stain(json), method="none", colours=None))
-    with pytest.raises(InputError, match="method none"):
-        read_target(StainParams(target=json))
-    Image.fromarray(np.full((50, 50, 3), 200, np.uint8)).save(tmp_path / "plain.png")
-    with pytest.raises(InputError, match="cannot be a target"):
-        read_target(StainParams(target=str(tmp_path / "plain.png")))
-
-
-def test_stain_file_round_trip(tmp_path: Path) -> None:
-    rng = np.random.default_rng()
-    make_slide(tmp_path, rng, random_matrix(rng))
-    StainStage(tmp_path, StainParams()).make("s1", "d")
-    fit = read_stain(layout.stain_fit(tmp_path, "s1"))
-    write_stain(tmp_path / "again.json", fit)
-    assert read_stain(tmp_path / "again.json") == fit
-    assert asdict(fit)["colours"]["matrix"][0][0] > 0

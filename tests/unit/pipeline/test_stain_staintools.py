@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.contracts import layout
 from pipeline.contracts.errors import InputError, SlideError
@@ -161,17 +159,3 @@ def test_repainting_is_their_transform_within_a_level(name: str) -> None:
     coded = concentrations(optical_density(rgb, WHITE).reshape(-1, 3), matrix)
     source = colours_from(matrix, np.percentile(coded, CONCENTRATION_PERCENTILE, axis=0), WHITE)
     assert np.abs(apply(rgb, source, target).astype(int) - theirs).max() <= 1
-
-
-def test_an_image_is_a_target_by_the_same_backend(tmp_path: Path) -> None:
-    from pipeline.stain import read_target
-
-    rng = np.random.default_rng()
-    Image.fromarray(render(rng, random_matrix(rng), WHITE)).save(tmp_path / "target.png")
-    found = {
-        backend: read_target(StainParams(target=str(tmp_path / "target.png"), backend=backend))
-        for backend in ("native", "staintools")
-    }
-    assert found["native"][1] != found["staintools"][1]
-    assert degrees(found["native"][0].matrix, found["staintools"][0].matrix).max() < 2
-    assert json.dumps(found["native"][0].matrix) != json.dumps(found["staintools"][0].matrix)
