@@ -21,10 +21,9 @@ SLIDE_STAGES = {
     "stain": ("stain", ["stain/{slide}.json"]),
     "features": ("features/*", ["features/*/*x/{slide}.h5"]),
 }
-#: stage -> patterns of its files and folders, and of the batch indexes that must be made again for its sake
 WHOLE_STAGES = {
     "cohort": ["cohort"],
-    "target": ["stain/_target", "features/*/_batches"],
+    "target": ["stain/_target"],
     "expression": ["expression"],
     "splits": ["splits"],
     "genes": ["genes"],
@@ -66,7 +65,7 @@ def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]
     if stage in WHOLE_STAGES:
         if slides:
             raise InputError("--slides", f"stage '{stage}' is not per slide.", "leave --slides away.")
-        return [path for pattern in WHOLE_STAGES[stage] for path in sorted(results.glob(pattern))]
+        return [results / name for name in WHOLE_STAGES[stage] if (results / name).exists()]
     folder, patterns = SLIDE_STAGES[stage]
     indexes = sorted(results.glob(f"{folder}/_batches/*.tsv"))
     if not slides:
