@@ -149,7 +149,8 @@ class EmbeddingStage:
         fit = read_stain(layout.stain_fit(self.results, slide_id))
         if fit.requested != self.stain.method:
             raise SlideError(f"its stain file is of method '{fit.requested}'. Fix: rerun the stain stage (fit_stains).")
-        transfer = StainTransfer(fit.colours, self._target[0] if fit.colours else BUILTIN_TARGET)
+        pixels = sum(len(grid) * grid.size_px**2 for grid in tiles.magnifications.values())
+        transfer = StainTransfer(fit.colours, self._target[0] if fit.colours else BUILTIN_TARGET, pixels)
         failed: dict[float, int] = {}
         coarser: _Cells | None = None
         with TileStream(facts, transfer, self.threads, self.params.ahead) as stream:
