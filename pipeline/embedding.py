@@ -22,7 +22,8 @@ from pipeline.contracts.stains import StainColours, StainFit
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.embedding_pass import embed_all, grids_with_tiles, remark
 from pipeline.encoders import EncoderSpec
-from pipeline.stain import StainParams, read_target
+from pipeline.stain import StainParams
+from pipeline.stain_target import read_target
 
 if TYPE_CHECKING:
     from pipeline.device import Device
@@ -82,7 +83,7 @@ class EmbeddingJob:
     @cached_property
     def target(self) -> tuple[StainColours, str]:
         """The stain that tiles are painted in, and its digest."""
-        return read_target(self.stain)
+        return read_target(self.stain, self.results)
 
     @cached_property
     def device(self) -> Device:

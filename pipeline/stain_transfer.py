@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,8 +12,8 @@ import numpy as np
 from pipeline.contracts.stains import StainColours, colours_from
 from pipeline.stain_separation import CODE_LASSO
 
-CHUNK_PIXELS = 32768  # temporaries of a chunk stay in the processor's cache
-PLAIN_PIXELS = 20 * 224**2  # about as many as repay the table's memory, which the system has to clear
+CHUNK_PIXELS = 16384  # temporaries of a chunk stay in the processor's cache; remap takes rows below 32,767
+TABLE_PIXELS = 600 * 224**2  # about as many as repay the making of a table of colours
 
 _REFERENCE = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 
@@ -70,74 +72,93 @@ class Coefficients:
 class StainTransfer:
     """Repaints uint8 pixels from one pair of stains to another; None as the source leaves them as they are.
 
-    After the first `PLAIN_PIXELS` each colour is computed once and then looked up: a slide shows far fewer colours
-    than it has pixels. The table has room for all 24-bit colours and takes memory (at most 64 MiB) only where colours
-    have been seen. What a colour becomes depends on nothing else, so neither the table, the order of tiles nor
-    threads that share a transfer change a pixel: a place of the table is empty, or holds its one value.
+    Where many pixels are to come, every colour is repainted once into a table (48 MiB), in which pixels are then looked
+    up. What a colour becomes depends on nothing else, so the table changes no pixel; threads may share a transfer.
+
+    Parameters
+    ----------
+    source, target : the stains that pixels have, and those that they get
+    pixels : how many will come, as far as is known; from `TABLE_PIXELS` on the table pays
     """
 
-    def __init__(self, source: StainColours | None, target: StainColours) -> None:
+    def __init__(self, source: StainColours | None, target: StainColours, pixels: int = 0) -> None:
         self._numbers = None if source is None else Coefficients.of(source, target)
+        self._is_table_worth_it = pixels >= TABLE_PIXELS
         self._table: np.ndarray | None = None
-        self._seen_pixels = 0
+        self._making = threading.Lock()
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
         """Repaint uint8 [..., 3] into a new array of that shape; a source of None returns `rgb` itself."""
         if self._numbers is None:
             return rgb
-        pixels = np.ascontiguousarray(rgb).reshape(-1, 3)
+        if self._is_table_worth_it and self._table is None:
+            with self._making:
+                self._table = colour_table(self._numbers) if self._table is None else self._table
+        pixels = np.ascontiguousarray(rgb).reshape(1, -1, 3)
         painted = np.empty_like(pixels)
-        table = self._table_after(len(pixels))
-        for start in range(0, len(pixels), CHUNK_PIXELS):
+        for start in range(0, pixels.shape[1], CHUNK_PIXELS):
             part = slice(start, start + CHUNK_PIXELS)
-            if table is None:
-                _repaint(self._numbers, pixels[part], painted[part])
+            planes = cv2.split(pixels[:, part])
+            if self._table is None:
+                cv2.merge(_repaint(self._numbers, planes), dst=painted[:, part])
             else:
-                self._look_up(self._numbers, table, pixels[part], painted[part])
+                cv2.remap(self._table, _places(planes), None, cv2.INTER_NEAREST, dst=painted[:, part])
         return painted.reshape(rgb.shape)
 
-    def _table_after(self, n_pixels: int) -> np.ndarray | None:
-        """The table, or None while so few pixels were seen that making it would cost more than it saves."""
-        if self._table is None and self._seen_pixels >= PLAIN_PIXELS:
-            self._table = np.zeros(1 << 24, "<u4")
-        self._seen_pixels += n_pixels
-        return self._table
 
-    @staticmethod
-    def _look_up(numbers: Coefficients, table: np.ndarray, pixels: np.ndarray, painted: np.ndarray) -> None:
-        """Fill `painted` from the table, in which the highest byte of a colour that was seen is 255."""
-        colour = (_four_bytes(pixels) & 0xFFFFFF).astype(np.intp)
-        found = table[colour]
-        if not found.all():
-            new = np.flatnonzero(found == 0)
-            repainted = np.empty((len(new), 3), np.uint8)
-            _repaint(numbers, pixels[new], repainted)
-            found[new] = _four_bytes(repainted)
-            table[colour[new]] = found[new]
-        cv2.cvtColor(found.view(np.uint8).reshape(1, -1, 4), cv2.COLOR_RGBA2RGB, dst=painted[None])
-
-
-def _four_bytes(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [pixels, 3] as little-endian numbers [pixels]: red lowest, and 255 as the highest byte."""
-    return cv2.cvtColor(pixels[None], cv2.COLOR_RGB2RGBA).reshape(-1).view("<u4")
-
-
-def _repaint(numbers: Coefficients, pixels: np.ndarray, painted: np.ndarray) -> None:
-    """The closed form: fill `painted` (uint8 [pixels, 3]) with the new colours of `pixels`."""
-    density = [np.take(numbers.density[channel], pixels[:, channel]) for channel in range(3)]
+def _repaint(numbers: Coefficients, planes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The closed form on uint8 planes [1, pixels] of red, green and blue. Each pixel by itself, whatever its place."""
+    density = [cv2.LUT(plane, table[None]) for plane, table in zip(planes, numbers.density, strict=True)]
     first, second = (
-        row[0] * density[0] + row[1] * density[1] + row[2] * density[2] - offset
-        for row, offset in zip(numbers.linear, numbers.offset, strict=True)
+        _weighted(density, row) - offset for row, offset in zip(numbers.linear, numbers.offset, strict=True)
     )
     haematoxylin = np.maximum(first + numbers.cosine * np.minimum(second, 0), 0)
     eosin = np.maximum(second + numbers.cosine * np.minimum(first, 0), 0)
+    painted = []
     for channel in range(3):
-        value = numbers.paint[0, channel] * haematoxylin
-        value += numbers.paint[1, channel] * eosin
+        value = _weighted((haematoxylin, eosin), numbers.paint[:, channel])
         np.exp(value, out=value)
         value *= numbers.white[channel]
         value += np.float32(0.5)
-        painted[:, channel] = value
+        painted.append(value.astype(np.uint8))
+    return painted
+
+
+def _weighted(planes: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The weighted sum of float32 planes, from left to right."""
+    total = planes[0] * weights[0]
+    for plane, weight in zip(planes[1:], weights[1:], strict=True):
+        total += plane * weight
+    return total
+
+
+def colour_table(numbers: Coefficients) -> np.ndarray:
+    """What each of the 2**24 colours becomes, uint8 [4096 cells, 4096 colours of a cell, 3 channels].
+
+    A cell holds colours of equal high halves of their three bytes: the colours of a tile lie close together, which
+    is what a processor's cache is good at. Red counts fastest, then green, then blue, in a cell and among cells.
+    """
+    table = np.empty((4096, 4096, 3), np.uint8)
+    number = np.arange(4096, dtype=np.int32)
+    low = [number >> shift & 15 for shift in (0, 4, 8)]
+    for start in range(0, 4096, 8):
+        cells = number[start : start + 8, None]
+        planes = [((cells >> shift & 15) << 4 | low[k]).astype(np.uint8) for k, shift in enumerate((0, 4, 8))]
+        cv2.merge(_repaint(numbers, planes), dst=table[start : start + 8])
+    return table
+
+
+def _places(planes: Sequence[np.ndarray]) -> np.ndarray:
+    """Where in `colour_table` the colours of uint8 planes [1, pixels] lie: int16 [1, pixels, (colour, cell)]."""
+    place = cv2.LUT(planes[0], _PLACES[0])
+    place += cv2.LUT(planes[1], _PLACES[1])
+    place += cv2.LUT(planes[2], _PLACES[2])
+    return place.view("<i2").reshape(1, -1, 2)
+
+
+_PLACES = [
+    ((np.arange(256) & 15) << shift | (np.arange(256) >> 4) << shift + 16).astype("<i4")[None] for shift in (0, 4, 8)
+]
 
 
 def apply(rgb: np.ndarray, source: StainColours | None, target: StainColours = BUILTIN_TARGET) -> np.ndarray:

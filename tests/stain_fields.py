@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
+from pipeline.contracts import layout
+from pipeline.contracts.batches import BatchRow
+from pipeline.contracts.slides import SlideFacts, write_slide_facts
 from pipeline.contracts.stains import StainColours, colours_from
+from pipeline.contracts.tiles import TileGrid, TileSet, write_tiles
 from pipeline.stain_transfer import BUILTIN_TARGET
 from tests.slide_files import real_file
 
@@ -48,3 +54,33 @@ def render(
 
 def colours(rng: np.random.Generator, white: float = 255) -> StainColours:
     return colours_from(random_matrix(rng), rng.uniform(1, 2, 2), np.full(3, white))
+
+
+UPSTREAM = BatchRow("s1", "c1", "ok", "tiles", digest="tiles-digest")
+
+
+def make_slide(results: Path, rng: np.random.Generator, matrix: np.ndarray, n_tiles: int = 12) -> None:
+    """One slide s1: a PNG field at 0.4 um/px with tiles of 64 px at 0.5 um/px."""
+    field = render(rng, matrix, np.array([240.0, 243, 238]), (60, 84)).repeat(5, axis=0).repeat(5, axis=1)
+    Image.fromarray(field).save(results / "s1.png")
+    write_slide_facts(
+        layout.slide_facts(results, "s1"),
+        SlideFacts(
+            slide_id="s1", path=str(results / "s1.png"), identity={}, vendor="field", backend="pillow",
+            dimensions=(420, 300), levels=((420, 300, 1.0, 1.0),),
+            um_per_px=(0.4, 0.4), um_per_px_source="sheet",
+            um_per_px_override=0.4, objective=None, bounds=(0, 0, 420, 300), background=(255, 255, 255),
+        ),
+    )  # fmt: skip
+    cell = np.array([(c, r) for r in range(3) for c in range(5)], np.int32)[:n_tiles]
+    pitch = np.array([80.0, 80.0])
+    ones = np.ones(len(cell), np.float32)
+    grid = TileGrid(
+        cell=cell, coords=np.rint(cell * pitch).astype(np.int64), origin=np.zeros(2), pitch=pitch, size_px=64,
+        um_per_px=0.5, achieved_um_per_px=(0.5, 0.5), source_level=0, source_um_per_px=(0.4, 0.4),
+        tissue_fraction=ones, inside_fraction=ones, parent=np.full(len(cell), -1),
+    )  # fmt: skip
+    write_tiles(
+        layout.tiles(results, "s1"),
+        TileSet("s1", {20: grid}, {}, (420, 300), (0.4, 0.4), digest="tiles-digest"),
+    )

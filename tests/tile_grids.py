@@ -10,7 +10,7 @@ from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
 from pipeline.shared_cells import groups
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileBatch, TileStream
+from pipeline.tile_stream import Reading, TileBatch, TileReader
 from pipeline.tiling import Rasters, TilingParams, make_grids
 
 
@@ -29,6 +29,10 @@ def grids_over(
 
 def batches(facts: SlideFacts, grids: Mapping[float, TileGrid], readers: int = 1, size: int = 8) -> Iterator[TileBatch]:
     """Tiles of all `grids`, without stain normalisation."""
-    with TileStream(facts, StainTransfer(None, BUILTIN_TARGET), readers=readers) as stream:
-        for group in groups(grids):
-            yield from stream.batches(group, size)
+    reading = Reading(facts, StainTransfer(None, BUILTIN_TARGET), groups(grids))
+    with TileReader(readers=readers, batch_size=size) as reader:
+        for _, batch in reader.batches([reading]):
+            if isinstance(batch, Exception):
+                raise batch
+            if batch is not None:
+                yield batch

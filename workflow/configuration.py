@@ -17,6 +17,7 @@ from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
+from pipeline.contracts.stain_targets import target_kind
 from pipeline.contracts.tasks import Task, read_labels
 from pipeline.encoder_table import completed
 
@@ -46,7 +47,6 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
         Experiment(**experiment)
-    _check_target(config["stain"])
     if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
@@ -132,14 +132,18 @@ def _check_encoder(encoder: dict[str, Any]) -> None:
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 
 
-def _check_target(stain: dict[str, Any]) -> None:
-    where, target = "config.yaml stain.target", stain["target"]
-    if target == "builtin":
+def _check_target(target: str, slide_ids: list[str]) -> None:
+    where = "config.yaml stain.target"
+    if target_kind(target, slide_ids) in ("builtin", "cohort", "slide"):
         return
     if Path(target).resolve().is_relative_to(Path(RESULTS).resolve()):
         raise InputError(where, f"'{target}' is a result of this very workflow.", "copy it beside your sheets first.")
     if not Path(target).is_file():
-        raise InputError(where, f"'{target}' is neither builtin nor a file.", "correct the path.")
+        raise InputError(
+            where,
+            f"'{target}' is neither builtin, cohort, a slide of the sheet nor a file{nearest(target, slide_ids)}.",
+            "correct it.",
+        )
 
 
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:
@@ -154,6 +158,7 @@ def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) 
     path = config["inputs"]["slides"]
     if not slides:
         raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
+    _check_target(config["stain"]["target"], [slide.slide_id for slide in slides])
     if not any(slide.case_id in cases.rows for slide in slides):
         raise InputError(
             path,

@@ -5,7 +5,7 @@ REVISIONS = {
     "check": 3,
     "tissue": 1,
     "tiles": 1,
-    "stain": 1,
+    "stain": 2,
     "features": 1,
     "expression": 2,
     "splits": 1,
