@@ -29,11 +29,11 @@ class Slides:
     tiles: list[int]
 
     def attended(
-        self, attention: DeformableAttention, queries: Tensor, sources: Tensor
+        self, attention: DeformableAttention, queries: Tensor, sources: Tensor, keep_weights: bool = False
     ) -> tuple[Tensor, list[Points]]:
         """Deformable attention within each slide: [tiles, width], and where the keys of each slide were sampled."""
         parts = [part.split(self.lengths) for part in (queries, sources, self.cell)]
-        results = [attention(q, s, c) for q, s, c in zip(*parts, strict=True)]
+        results = [attention(q, s, c, keep_weights) for q, s, c in zip(*parts, strict=True)]
         return torch.cat([tokens for tokens, _ in results]), [points for _, points in results]
 
     def mean(self, tokens: Tensor) -> Tensor:

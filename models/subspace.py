@@ -9,7 +9,6 @@ CG-Coord.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +21,7 @@ from models.coordination import COORDINATIONS, NONE, confidences, coordinated, g
 from models.deformable import CONVENTIONS, CORNER, HALF_PIXEL, DeformableAttention, Points
 from models.layers import PairLinear, SelfNormalisingNetwork
 from models.model import Model
-from models.params import check_choice, check_range
+from models.params import check_choice, check_range, check_square
 from models.position_bias import EXACT, METHODS, TABULATED
 from models.slides import Slides, unpadded
 from pipeline.contracts.errors import InputError
@@ -68,12 +67,10 @@ class SubspaceConfig:
         check_choice("coordination", self.coordination, COORDINATIONS)
         check_choice("convention", self.convention, CONVENTIONS)
         check_choice("position_bias", self.position_bias, METHODS)
-        where = "config.yaml experiments params"
         if self.fixed_length is not None:
-            check_range("fixed_length", self.fixed_length, 64, 100_000, integer=True)
-            if math.isqrt(self.fixed_length) ** 2 != self.fixed_length:
-                raise InputError(where, f"fixed_length {self.fixed_length} is not a square.", "use 2500, for example.")
+            check_square("fixed_length", self.fixed_length)
         elif self.convention == CORNER:
+            where = "config.yaml experiments params"
             raise InputError(where, "convention 'corner' needs a fixed_length.", "use half_pixel.")
 
 
