@@ -115,7 +115,7 @@ class DeformableAttention(nn.Module):
         sampled = sampled.flatten(2).transpose(1, 2)  # [groups, keys, width / groups]
         key = sampled @ self.key.reshape(GROUPS, HEAD_WIDTH, -1).transpose(1, 2)
         value = sampled @ self.value.reshape(GROUPS, HEAD_WIDTH, -1).transpose(1, 2)
-        at = Displacement.between(*self._axes(height, width, cell.device), self._key_positions(points.place, grid))
+        at = Displacement.between(*self._axes(height, width, grid), self._key_positions(points.place, grid))
         heads, weights = self._attend(query, key, value, at, cell, points.valid.flatten(), keep_weights)
         return self.output(heads.transpose(0, 1).flatten(1)), replace(points, weights=weights)
 
@@ -149,9 +149,10 @@ class DeformableAttention(nn.Module):
             scaled = 2 * (place + 0.5) / size[:, None, None] - 1
         return scaled.permute(0, 2, 3, 1)
 
-    def _axes(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _axes(self, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the lattice's columns [width] and rows [height] in the convention's unit."""
-        column, row = (torch.arange(n, device=device, dtype=torch.float32) for n in (width, height))
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        column, row = (torch.arange(n, device=like.device, dtype=dtype) for n in (width, height))
         if self.convention == CORNER:
             return 2 * column / max(width - 1, 1) - 1, 2 * row / max(height - 1, 1) - 1
         return column / UNIT_TILES, row / UNIT_TILES

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.layers import full_precision
+
 NEIGHBOURS = 5  # the token itself among them
 DISTANCES_PER_CHUNK = 2**22
 
@@ -39,7 +41,7 @@ def density_peaks(tokens: Tensor, clusters: int, neighbours: int = NEIGHBOURS) -
 
     Distances are Euclidean, divided by the square root of the width.
     """
-    tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+    tokens = full_precision(tokens)
     count = len(tokens)
     squares, near, largest = _nearest(tokens, min(neighbours, count))
     density = (-squares.mean(dim=1)).exp()

@@ -41,6 +41,7 @@ from models.distillation import (
     hazard_divergence,
     softened_divergence,
 )
+from models.layers import full_precision
 from models.magnification_pair import (
     COMBINATIONS,
     CONSISTENCIES,
@@ -241,9 +242,9 @@ class DisentangledStudent(Model):
             return {}
         if self.config.consistency == RELEASED:
             assert first.maps is not None and second.maps is not None
-            loss = released_similarity(first.maps.float(), second.maps.float())
+            loss = released_similarity(full_precision(first.maps), full_precision(second.maps))
         else:
-            tokens = second.tokens.float(), first.tokens.float()
+            tokens = full_precision(second.tokens), full_precision(first.tokens)
             loss = linked_consistency(*tokens, global_parents(batch, coarse), coarse.sample, len(batch))
         return {"consistency": self.config.consistency_weight * loss}
 
@@ -256,7 +257,7 @@ class DisentangledStudent(Model):
         divergence = softened_divergence if softmax else hazard_divergence
         losses = {}
         for name, branch in branches.items():
-            outputs = {"logits": branch.logits.float(), "features": branch.features.float()}
+            outputs = {"logits": full_precision(branch.logits), "features": full_precision(branch.features)}
             for what, loss in (("logits", divergence), ("features", feature_distance)):
                 weight = getattr(config, f"distil_{what}")
                 if weight and bool(taught.any()):

@@ -37,7 +37,7 @@ from models.coordination import (
     coordinated,
 )
 from models.deformable import CONVENTIONS, CORNER, HALF_PIXEL, DeformableAttention
-from models.layers import PairLinear, SelfNormalisingNetwork
+from models.layers import PairLinear, SelfNormalisingNetwork, full_precision
 from models.magnification_pair import (
     COMBINATIONS,
     CONSISTENCIES,
@@ -276,10 +276,10 @@ class HistologyTeacher(Model):
         for u in SUBSPACES:
             first, second = (branches[name] for name in MAGNIFICATIONS)
             if self.config.consistency == RELEASED:
-                losses[u] = released_consistency(first.maps[u].float(), second.maps[u].float())
+                losses[u] = released_consistency(full_precision(first.maps[u]), full_precision(second.maps[u]))
             elif self.config.consistency == PARENTS:
                 parent = global_parents(batch, coarse)
-                tokens = second.tokens[u].float(), first.tokens[u].float()
+                tokens = full_precision(second.tokens[u]), full_precision(first.tokens[u])
                 losses[u] = linked_consistency(*tokens, parent, coarse.sample, len(batch))
         return {f"consistency_{u}": self.config.consistency_weight * loss for u, loss in losses.items()}
 
@@ -289,7 +289,7 @@ class HistologyTeacher(Model):
             head = getattr(self, name).head
             if self.config.coordination == NONE or head.weight.grad is None:
                 continue
-            features = [outputs.hidden[f"{name}_{u}"].detach().float() for u in SUBSPACES]
+            features = [full_precision(outputs.hidden[f"{name}_{u}"].detach()) for u in SUBSPACES]
             weight, bias = head.weight.detach(), head.bias.detach()
             sure = confidences(weight, bias, *features, targets, self.config.confidence)
             if sure is not None:

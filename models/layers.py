@@ -9,6 +9,11 @@ from torch.nn import functional
 SNN_WIDTHS = (64, 48, 32, 128)
 
 
+def full_precision(values: Tensor) -> Tensor:
+    """The same in float32 at least: for sums that would suffer in the types of autocast."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class SelfNormalisingNetwork(nn.Sequential):
     """Genes to a non-negative embedding: layers of Linear, ELU, AlphaDropout, and one ReLU at the end.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from models.data import Cohort, Collator, Sample
 from models.experiment import Experiment, Inputs, check_roles
+from models.layers import full_precision
 from models.model import fixed_length, restored
 from models.registry import GENES, TEACHER, WEIGHTS, needs
 from pipeline.contracts.errors import FormatError, InputError
@@ -98,7 +99,7 @@ def lessons(
     collate = Collator(cohort, model.needs, teacher.selection, model.gene_groups, length, teacher.covariates)
     taught = [sample for sample in samples if not cohort.lacking(sample.case_id, model.needs)]
     said = {sample: model.lesson(collate([sample]).to(device)) for sample in taught}
-    return {sample: {name: v[0].float().cpu() for name, v in lesson.items()} for sample, lesson in said.items()}
+    return {sample: {name: full_precision(v[0]).cpu() for name, v in lesson.items()} for sample, lesson in said.items()}
 
 
 def with_lessons(samples: Sequence[Sample], known: dict[Sample, Lesson]) -> dict[str, Tensor | dict[str, Tensor]]:
