@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -37,8 +38,9 @@ def case(rng: torch.Generator, tiles: list[int]) -> Batch:
     """One case with a slide per entry: so many coarse tiles on a lattice of unequal sides, and two or one in each."""
     coarse_cells, fine_cells, parents = [], [], []
     for n in tiles:
+        width = max(9, math.isqrt(n))
         chosen = torch.randperm(max(63, 2 * n), generator=rng)[:n]
-        cell = torch.stack([chosen % 9, chosen // 9], dim=1)
+        cell = torch.stack([chosen % width, chosen // width], dim=1)
         parent = torch.cat([torch.arange(n), torch.arange(0, n, 2)])
         corner = torch.cat([torch.zeros(n, 2, dtype=torch.int64), torch.ones(len(parent) - n, 2, dtype=torch.int64)])
         parents.append(parent + sum(len(c) for c in coarse_cells))
