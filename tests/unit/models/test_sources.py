@@ -142,7 +142,7 @@ def test_a_killed_student_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_cases_without_rna_learn_from_labels_and_are_predicted(tmp_path):
-    toy = make_toy(n=12, folds=2, pair=True)
+    toy = make_toy(folds=2, pair=True)
     lost = [row.case_id for row in toy.splits if row.fold == 0 and row.role in ("train", "test")][::3]
     for case in lost:
         del toy.rna[case]
