@@ -2,14 +2,14 @@
 
 REVISIONS = {
     "cohort": 1,
-    "check": 2,
+    "check": 3,
     "tissue": 1,
     "tiles": 1,
-    "stain": 1,
+    "stain": 2,
     "features": 1,
-    "expression": 1,
+    "expression": 2,
     "splits": 1,
-    "genes": 1,
+    "genes": 2,
     "models": 1,
     "predictions": 1,
     "evaluation": 1,
