@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from models.experiment import Experiment
-from models.registry import needs
+from models.experiment import Experiment, check_sources
+from models.registry import entry, needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.expression_tables import table_sources
@@ -46,7 +47,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         Task(**task)
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
-        Experiment(**experiment)
+    check_sources([Experiment(**x) for x in config["experiments"]], [task["name"] for task in config["tasks"]])
     if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
@@ -117,11 +118,26 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
         slugs = [encoder["slug"] for encoder in config["encoders"]]
         experiment["encoder"] = _one_of(experiment["encoder"], slugs, f"{where} encoder")
         magnifications = config["tiles"]["magnifications"]
-        experiment["magnification"] = _one_of(experiment["magnification"], magnifications, f"{where} magnification")
+        choose = _one_of if entry(experiment["model"]).magnifications == 1 else _pair_of
+        experiment["magnification"] = choose(experiment["magnification"], magnifications, f"{where} magnification")
+    if isinstance(experiment["init_from"], str):
+        experiment["init_from"] = [experiment["init_from"]]
     unknown = sorted(set(experiment["tasks"] or ()) - {task["name"] for task in config["tasks"]})
     if unknown:
         known = [task["name"] for task in config["tasks"]]
         raise InputError(f"{where} tasks", f"unknown task '{unknown[0]}'{nearest(unknown[0], known)}.")
+
+
+def _pair_of(given: Any, known: list[float], where: str) -> list[float]:
+    """Two magnifications that follow each other in `known`, which is finest first; the first two for None."""
+    pairs = [list(pair) for pair in pairwise(known)]
+    if not pairs:
+        raise InputError(where, "the model reads two magnifications.", "give two in tiles.magnifications.")
+    wanted = pairs[0] if given is None else sorted(given, reverse=True) if isinstance(given, list) else given
+    if wanted not in pairs:
+        listed = " or ".join(str(pair) for pair in pairs)
+        raise InputError(where, f"{given} are not two that follow each other.", f"use {listed}.")
+    return wanted
 
 
 def _check_encoder(encoder: dict[str, Any]) -> None:

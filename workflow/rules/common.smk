@@ -135,8 +135,24 @@ def gene_lists():
     return [path for path in gene_sets(None) if path != "builtin"]
 
 
+def sources_of(experiment):
+    """Experiments whose models this one takes over, fold by fold."""
+    return EXPERIMENTS[experiment]["init_from"] or []
+
+
 def training_inputs(wildcards):
-    """What one experiment trains on: only the modalities that its model uses, so that only they rerun it."""
+    """What one experiment trains on: what its model reads, and other experiments with what these read to teach it."""
+    inputs = prediction_inputs(wildcards)
+    sources = sources_of(wildcards.experiment)
+    if sources:
+        inputs["sources"] = [layout.models_index(RESULTS, wildcards.task, source) for source in sources]
+    if any(needs(source, "genes") for source in sources):
+        inputs["expression"] = layout.expression(RESULTS)
+    return inputs
+
+
+def prediction_inputs(wildcards):
+    """What one experiment's model reads: only the modalities that it uses, so that only they rerun it."""
     inputs = {"splits": layout.splits(RESULTS)}
     if needs(wildcards.experiment, "slides"):
         inputs["features"] = layout.features_index(RESULTS, EXPERIMENTS[wildcards.experiment]["encoder"])
