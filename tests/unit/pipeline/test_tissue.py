@@ -151,12 +151,14 @@ def some_tissue() -> Tissue:
         slide_id="s",
         tissue=[[ring, hole], [ring + 20]],
         ink=[[ring + 50]],
+        dropped=np.array([[12.5, 3.0, 0.004], [1.0, 2.0, 0.0005]]),
         mask_size=(30, 20),
         px_per_mask_px=(3.5, 3.625),
         um_per_px=(8.0, 8.1),
         threshold=0.07,
         tissue_mm2=1.5,
         ink_mm2=0.25,
+        source="detected",
         digest="d",
     )
 
@@ -185,7 +187,7 @@ def test_reader_refuses_damage_and_other_versions(tmp_path):
     path = tmp_path / "s.geojson"
     write_tissue(path, some_tissue())
     text = path.read_text()
-    for damage in (text[:-40], "", "[]", '{"a": 1}', text.replace('"format_version":1', '"format_version":2'),
+    for damage in (text[:-40], "", "[]", '{"a": 1}', text.replace('"format_version":2', '"format_version":1'),
                    text.replace("[10.5,0.0]", "[10.5]"), text.replace('"Ink"', '"Else"')):  # fmt: skip
         path.write_text(damage)
         with pytest.raises(FormatError, match="geojson"):
