@@ -20,11 +20,12 @@ MIN_RED_INK_SHARE = 0.02  # ... or smaller than this share of a small field
 DARK_DENSITY = 0.3  # of the densest channel, about half of the light
 
 FOLD_NEIGHBOURHOOD_UM = 200.0  # sigma of the tissue around that a fold is compared with
-FOLD_RATIO = 1.5  # times as dense as that in every channel: two layers, less what the fold adds to its neighbourhood
-FOLD_CORE_RATIO = 1.9  # of its densest quarter
+FOLD_EDGE_RATIO = 1.5  # times as dense as that, where a fold begins; such pixels are no neighbourhood
+FOLD_LEAST_RATIO = 1.2  # in every channel: both stains are doubled, also beside tissue of another kind
+FOLD_RATIO = 1.75  # median of a fold: two layers, less what crumples and smoothing take
 FOLD_DENSITY = 0.5  # of green; what is paler is not two layers of stained tissue
 MIN_FOLD_LENGTH_UM = 300.0
-MAX_FOLD_ROUNDNESS = 0.25  # area / length squared: a fold is a ridge, a lymph follicle is round
+MAX_FOLD_ROUNDNESS = 0.08  # area / length squared: a ridge; dense epithelium and lymph follicles are wider
 FOLD_FROM_UM_PER_PX = 12.0  # folds are narrower than a few pixels of anything coarser
 
 
@@ -79,8 +80,8 @@ def _is_grey(density: np.ndarray, largest: np.ndarray) -> np.ndarray:
 def find_folds(density: np.ndarray, tissue: np.ndarray, um_per_px: float) -> np.ndarray:
     """Ridges of doubled tissue.
 
-    A fold lays the tissue over itself, so every channel is about twice as dense as in the tissue around it, without a
-    change of hue, along a line. Nothing is looked for on thumbnails coarser than `FOLD_FROM_UM_PER_PX`.
+    A fold lays the tissue over itself, so it is about twice as dense as the tissue around it, in every channel, along a
+    line. Nothing is looked for on thumbnails coarser than `FOLD_FROM_UM_PER_PX`.
 
     Parameters
     ----------
@@ -94,8 +95,10 @@ def find_folds(density: np.ndarray, tissue: np.ndarray, um_per_px: float) -> np.
     nothing = np.zeros(tissue.shape, bool)
     if um_per_px > FOLD_FROM_UM_PER_PX or not tissue.any():
         return nothing
-    ratio = _ratio_to_neighbourhood(density, tissue, FOLD_NEIGHBOURHOOD_UM / um_per_px)
-    dense = tissue & (ratio > FOLD_RATIO) & (density[..., 1] > FOLD_DENSITY)
+    sigma_px = FOLD_NEIGHBOURHOOD_UM / um_per_px
+    ratio, _ = _ratio_to_neighbourhood(density, tissue, sigma_px)
+    ratio, least = _ratio_to_neighbourhood(density, tissue & (ratio < FOLD_EDGE_RATIO), sigma_px)
+    dense = tissue & (ratio > FOLD_EDGE_RATIO) & (least > FOLD_LEAST_RATIO) & (density[..., 1] > FOLD_DENSITY)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(dense.astype(np.uint8), connectivity=8)
     length = np.hypot(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
     ridge = (length * um_per_px >= MIN_FOLD_LENGTH_UM) & (stats[:, cv2.CC_STAT_AREA] <= MAX_FOLD_ROUNDNESS * length**2)
@@ -103,13 +106,13 @@ def find_folds(density: np.ndarray, tissue: np.ndarray, um_per_px: float) -> np.
         x, y, width, height = stats[piece, : cv2.CC_STAT_AREA]
         here = np.s_[y : y + height, x : x + width]
         own = labels[here] == piece
-        if np.percentile(ratio[here][own], 75) >= FOLD_CORE_RATIO:
+        if np.median(ratio[here][own]) >= FOLD_RATIO:
             nothing[here] |= own
     return nothing
 
 
-def _ratio_to_neighbourhood(density: np.ndarray, tissue: np.ndarray, sigma_px: float) -> np.ndarray:
-    """Density over the mean density of the tissue around, the smallest of the channels, float32 [rows, columns]."""
+def _ratio_to_neighbourhood(density: np.ndarray, tissue: np.ndarray, sigma_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """Density over the mean density of the tissue around: of all channels, and the least; float32 [rows, columns]."""
     step = max(1, int(sigma_px / 6))  # such a wide mean needs no finer raster
     size = (max(1, tissue.shape[1] // step), max(1, tissue.shape[0] // step))
     weight = tissue.astype(np.float32)
@@ -118,4 +121,5 @@ def _ratio_to_neighbourhood(density: np.ndarray, tissue: np.ndarray, sigma_px: f
     wide = cv2.GaussianBlur(small, (0, 0), sigma_px / step)
     around = wide[..., :3] / np.maximum(wide[..., 3:], 1e-6)
     around = cv2.resize(around, tissue.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return (density / np.maximum(around, 0.02)).min(axis=2)
+    around = np.maximum(around, 0.02)
+    return density.sum(axis=2) / around.sum(axis=2), (density / around).min(axis=2)

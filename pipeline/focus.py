@@ -15,8 +15,11 @@ FOCUS_UM_PER_PX = 1.0  #: or the slide's own um/px where that is coarser
 DETAIL_SIGMA_PX = 1.0  # what this blur removes is detail
 STRUCTURE_PX = 4  # structure is what remains of means over squares of this side ...
 STRUCTURE_SIGMA_PX = 12.0  # ... after the mean over this sigma is taken off
-ROUNDING_VARIANCE = 1 / 12  # of whole grey levels; featureless tissue, whose focus nobody can judge, comes out near 1
+FLOOR = (
+    0.04  # grey levels squared; below rounding (1/12), yet enough to give featureless tissue, which nobody can judge, 1
+)
 DETAIL_SPREAD_CELLS = 1.0  # sigma
+SURROUNDINGS_CELLS, SURROUNDINGS_WEIGHT = 8.0, 0.25  # sigma; focus changes slowly over a slide
 CELL_PX = 16  # side of the squares that the two are averaged over
 BLOCK_PX = 512  # read at a time; whole cells
 MAX_SOURCE_PX = 1_000_000_000  # decoded per slide; beyond it only every n-th block is read
@@ -29,7 +32,7 @@ def sharpness(detail: np.ndarray, structure: np.ndarray) -> np.ndarray:
     Their ratio does not depend on contrast or stain. Out of focus, detail goes first: sharp H&E measures 0.2
     to 0.8, and a blur of 1, 2, 3 um (sigma) leaves about 1/2, 1/4, 1/6 of it.
     """
-    return np.minimum(np.sqrt((detail + ROUNDING_VARIANCE) / (structure + ROUNDING_VARIANCE)), 1)
+    return np.minimum(np.sqrt((detail + FLOOR) / (structure + FLOOR)), 1)
 
 
 def measure_focus(reader: SlideReader, tissue: Raster) -> tuple[Raster, Raster]:
@@ -56,14 +59,17 @@ def measure_focus(reader: SlideReader, tissue: Raster) -> tuple[Raster, Raster]:
         measured[row, column] = cells.mean(axis=(1, 2))
         energies[:, *_cells_of(row, column)] = cells
     _fill_from_nearest(energies, [block for block in blocks if block not in measured], measured)
-    detail, structure = energies
-    # Structure reaches beyond the edges that it comes from; their detail must reach as far, or flat tissue beside a
-    # sharp edge would seem blurred.
     known = np.zeros(shape, np.float32)
     for row, column in blocks:
         known[_cells_of(row, column)] = 1
-    spread = _spread(detail) / np.maximum(_spread(known), 1e-6) * known
-    return Raster(spread, cell), Raster(structure, cell)
+    detail, structure = energies
+    # Structure reaches beyond the edges that it comes from; their detail must reach as far, or flat tissue beside a
+    # sharp edge would seem blurred. Where there is little of either, the surroundings decide.
+    detail = _mean_around(detail, known, DETAIL_SPREAD_CELLS)
+    detail, structure = (
+        values + SURROUNDINGS_WEIGHT * _mean_around(values, known, SURROUNDINGS_CELLS) for values in (detail, structure)
+    )
+    return Raster(detail, cell), Raster(structure, cell)
 
 
 def _blocks_with_tissue(tissue: Raster, shape: tuple[int, int], cell: tuple[float, float]) -> list[tuple[int, int]]:
@@ -120,8 +126,10 @@ def _cells_of(row: int, column: int) -> tuple[slice, slice]:
     return slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side)
 
 
-def _spread(cells: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(cells, (0, 0), DETAIL_SPREAD_CELLS, borderType=cv2.BORDER_REPLICATE)
+def _mean_around(cells: np.ndarray, known: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean of known (1) cells, 0 elsewhere."""
+    total, weight = (cv2.GaussianBlur(v, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) for v in (cells, known))
+    return total / np.maximum(weight, 1e-6) * known
 
 
 def _fill_from_nearest(

@@ -61,7 +61,7 @@ def draw_tiles(
     for low, high in _boxes(grid, grid.cell, scale):
         cv2.rectangle(picture, low, high, KEPT, pen_px)
     entries = [(f"{len(grid)} tiles at {magnification:g}x", KEPT)]
-    entries += [(f"{len(cells)} left out: {reason}", REASONS[reason]) for reason, cells in grid.excluded.items()]
+    entries += [(f"{len(c)} left out: {reason}", REASONS[reason]) for reason, c in grid.excluded.items() if len(c)]
     return np.vstack([picture, _legend(entries, picture.shape[1])])
 
 

@@ -52,8 +52,8 @@ class TilingParams:
     max_upsampling: float = 1.1
     max_pen: float | None = 0.2
     max_dark: float | None = 0.3
-    max_fold: float | None = 0.5
-    min_focus: float | None = 0.1
+    max_fold: float | None = 0.4
+    min_focus: float | None = 0.12
 
     def __post_init__(self) -> None:
         require(
