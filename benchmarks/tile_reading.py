@@ -31,8 +31,8 @@ from pipeline.contracts.cohort import Slide
 from pipeline.contracts.features import BagSource, BagWriter
 from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
-from pipeline.shared_cells import groups
 from pipeline.rasters import Raster
+from pipeline.shared_cells import groups
 from pipeline.slide import open_checked
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
 from pipeline.tile_stream import TileStream

@@ -14,8 +14,8 @@ from pipeline.pieces import dilated, grown, large_pieces, without_frames
 INK_HALO_UM = 30.0
 MIN_INK_MM2 = 0.01
 MIN_INK_PX = 16
-MIN_RED_INK_MM2 = 0.05  # smaller red spots are vessels full of blood ...
-MIN_RED_INK_SHARE = 0.02  # ... or smaller than this share of a small field
+MIN_RED_INK_MM2 = 0.05  # smaller red spots are vessels full of blood
+MIN_INK_SHARE = 0.02  # of a small field: a piece this large is ink whatever its area
 
 DARK_DENSITY = 0.3  # of the densest channel, about half of the light
 
@@ -23,7 +23,7 @@ FOLD_NEIGHBOURHOOD_UM = 200.0  # sigma of the tissue around that a fold is compa
 FOLD_EDGE_RATIO = 1.5  # times as dense as that, where a fold begins; such pixels are no neighbourhood
 FOLD_LEAST_RATIO = 1.2  # in every channel: both stains are doubled, also beside tissue of another kind
 FOLD_RATIO = 1.75  # median of a fold: two layers, less what crumples and smoothing take
-FOLD_DENSITY = 0.5  # of green; what is paler is not two layers of stained tissue
+FOLD_DENSITY = 0.4  # of green; what is paler is not two layers of stained tissue
 MIN_FOLD_LENGTH_UM = 300.0
 MAX_FOLD_ROUNDNESS = 0.08  # area / length squared: a ridge; dense epithelium and lymph follicles are wider
 FOLD_FROM_UM_PER_PX = 12.0  # folds are narrower than a few pixels of anything coarser
@@ -57,8 +57,9 @@ def find_ink(density: np.ndarray, um_per_px: float) -> np.ndarray:
     )
     black = _is_grey(density, largest) & (largest > 0.5)
     pixel_mm2 = (um_per_px / 1000) ** 2
-    smallest = max(MIN_INK_MM2 / pixel_mm2, MIN_INK_PX)
-    smallest_red = max(min(MIN_RED_INK_MM2 / pixel_mm2, MIN_RED_INK_SHARE * red.size), MIN_INK_PX)
+    smallest, smallest_red = (
+        max(min(area / pixel_mm2, MIN_INK_SHARE * red.size), MIN_INK_PX) for area in (MIN_INK_MM2, MIN_RED_INK_MM2)
+    )
     ink = (
         large_pieces(cold | yellow, smallest)
         | large_pieces(warm, smallest_red)

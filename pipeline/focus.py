@@ -19,11 +19,11 @@ FLOOR = (
     0.04  # grey levels squared; below rounding (1/12), yet enough to give featureless tissue, which nobody can judge, 1
 )
 DETAIL_SPREAD_CELLS = 1.0  # sigma
-SURROUNDINGS_CELLS, SURROUNDINGS_WEIGHT = 8.0, 0.25  # sigma; focus changes slowly over a slide
+SURROUNDINGS_CELLS, SURROUNDINGS_WEIGHT = 4.0, 0.15  # sigma; focus changes slowly over a slide
 CELL_PX = 16  # side of the squares that the two are averaged over
 BLOCK_PX = 512  # read at a time; whole cells
 MAX_SOURCE_PX = 1_000_000_000  # decoded per slide; beyond it only every n-th block is read
-_MARGIN_PX = 36  # read around a block, so that a cell does not depend on the block it lies in
+_MARGIN_PX = 48  # read around a block, so that a cell does not depend on the block it lies in
 
 
 def sharpness(detail: np.ndarray, structure: np.ndarray) -> np.ndarray:

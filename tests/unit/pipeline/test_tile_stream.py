@@ -11,8 +11,8 @@ from pipeline.check import check_slide
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.stains import colours_from
 from pipeline.contracts.tiles import TileGrid
-from pipeline.shared_cells import SharedCells, groups
 from pipeline.rasters import Raster
+from pipeline.shared_cells import SharedCells, groups
 from pipeline.slide import SlideReader, open_checked
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
 from pipeline.tile_stream import TileStream
