@@ -21,9 +21,8 @@ FLOOR = (
 DETAIL_SPREAD_CELLS = 1.0  # sigma
 SURROUNDINGS_CELLS, SURROUNDINGS_WEIGHT = 4.0, 0.15  # sigma; focus changes slowly over a slide
 CELL_PX = 16  # side of the squares that the two are averaged over
-BLOCK_PX = 512  # read at a time; whole cells
+BLOCK_PX = 1024  # read at a time; whole cells, and whole tiles of most files, so that nothing is decoded twice
 MAX_SOURCE_PX = 1_000_000_000  # decoded per slide; beyond it only every n-th block is read
-_MARGIN_PX = 48  # read around a block, so that a cell does not depend on the block it lies in
 
 
 def sharpness(detail: np.ndarray, structure: np.ndarray) -> np.ndarray:
@@ -82,33 +81,23 @@ def _blocks_with_tissue(tissue: Raster, shape: tuple[int, int], cell: tuple[floa
 def _measured(reader: SlideReader, lattice: PixelLattice, size: list[int], row: int, column: int) -> np.ndarray:
     """Energies of one block, float32 [2, cell rows, cell columns]."""
     x, y = column * BLOCK_PX, row * BLOCK_PX
-    x0, y0 = max(x - _MARGIN_PX, 0), max(y - _MARGIN_PX, 0)
-    rgb = reader.read_windows([Window(lattice, x0, y0, BLOCK_PX + 2 * _MARGIN_PX)])[0]
-    rgb = rgb[: size[1] - y0, : size[0] - x0]  # nothing beyond the slide's edge
-    inner = (
-        slice(y - y0, min(y - y0 + BLOCK_PX, rgb.shape[0])),
-        slice(x - x0, min(x - x0 + BLOCK_PX, rgb.shape[1])),
-    )
-    return energies_of(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), inner)
+    rgb = reader.read_windows([Window(lattice, x, y, BLOCK_PX)])[0]
+    rgb = np.ascontiguousarray(rgb[: size[1] - y, : size[0] - x])  # nothing beyond the slide's edge
+    return energies_of(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
 
 
-def energies_of(grey: np.ndarray, inner: tuple[slice, slice]) -> np.ndarray:
-    """Energies of detail and structure of cells from the corner of `inner`, float32 [2, cell rows, cell columns].
+def energies_of(grey: np.ndarray) -> np.ndarray:
+    """Energies of detail and structure of the cells of a block, float32 [2, cell rows, cell columns].
 
-    `grey` is uint8 [rows, columns]; `inner` begins at whole multiples of `STRUCTURE_PX`. A cell cut by the edge counts
-    what it lacks as 0 in both.
+    `grey` is uint8 [rows, columns]. A cell cut by the edge counts what it lacks as 0 in both.
     """
     fine = grey.astype(np.float32)
-    detail = (fine - cv2.GaussianBlur(fine, (0, 0), DETAIL_SIGMA_PX))[inner]
-    size = (math.ceil(grey.shape[1] / STRUCTURE_PX), math.ceil(grey.shape[0] / STRUCTURE_PX))
-    padded = cv2.copyMakeBorder(
-        fine, 0, size[1] * STRUCTURE_PX - len(fine), 0, size[0] * STRUCTURE_PX - fine.shape[1], cv2.BORDER_REPLICATE
-    )
-    coarse = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
-    coarse -= cv2.GaussianBlur(coarse, (0, 0), STRUCTURE_SIGMA_PX / STRUCTURE_PX)
-    first = [part.start // STRUCTURE_PX for part in inner]
-    last = [math.ceil(part.stop / STRUCTURE_PX) for part in inner]
-    structure = coarse[first[0] : last[0], first[1] : last[1]]
+    detail = fine - cv2.GaussianBlur(fine, (0, 0), DETAIL_SIGMA_PX)
+    rows, columns = (math.ceil(length / STRUCTURE_PX) for length in fine.shape)
+    bottom, right = rows * STRUCTURE_PX - fine.shape[0], columns * STRUCTURE_PX - fine.shape[1]
+    whole = cv2.copyMakeBorder(fine, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    structure = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    structure -= cv2.GaussianBlur(structure, (0, 0), STRUCTURE_SIGMA_PX / STRUCTURE_PX)
     return np.stack([_square_means(detail, CELL_PX), _square_means(structure, CELL_PX // STRUCTURE_PX)])
 
 

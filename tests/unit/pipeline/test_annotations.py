@@ -50,7 +50,7 @@ def write(path, body):
         {"type": "GeometryCollection", "geometries": [POLYGON, TRIANGLE]},
         BOTH,
         [POLYGON, {"type": "FeatureCollection", "features": [feature(TRIANGLE)]}],
-        [feature({"type": "Point", "coordinates": [1, 2]}), feature(POLYGON, kind="cell"), feature(None), feature(BOTH)],
+        [feature({"type": "Point", "coordinates": [1, 2]}), feature(POLYGON, kind="cell"), feature(BOTH)],
     ],
 )  # fmt: skip
 def test_all_shapes_of_geojson_give_the_same_mask(tmp_path, body):
