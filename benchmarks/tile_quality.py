@@ -1,7 +1,7 @@
 """What does it cost to measure pen, dark areas, folds and focus? CPU time of one thread per 256-px tile at 0.5 um/px.
 
-On generated slides of 16384 x 12288 px that are tissue throughout, with a stored level at 1 um/px, with the nearest finer
-one at 0.5, and with none but 0.25 um/px; the limit is half of what design section 7 grants such a tile for being
+On generated slides of 16384 x 12288 px that are tissue throughout, with a stored level at 1 um/px, with the nearest
+finer one at 0.5, and with none but 0.25 um/px; the limit is half of what design section 7 grants such a tile for being
 embedded, or, where all is decoded from 0.25 um/px, as much again as its own reading.
 
 One command, ``python -m benchmarks.tile_quality``; one line per figure. Exit status 1 if one is missed.

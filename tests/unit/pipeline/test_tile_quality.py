@@ -182,8 +182,8 @@ def test_what_is_no_fold(kind):
     centre = tissue.shape[1] // 2, tissue.shape[0] // 2
     mark = np.zeros(tissue.shape, np.uint8)
     if kind == "round":
-        cv2.circle(mark, centre, round(200 / um), 1, -1)
-        density[mark > 0] *= 2
+        cv2.circle(mark, centre, round(130 / um), 1, -1)
+        density[mark > 0] *= 2.3
     if kind in ("another hue", "half as dense", "coarse"):
         cv2.line(mark, (centre[0] - 60, centre[1]), (centre[0] + 60, centre[1] + 9), 1, 8)
         density[mark > 0] *= {"another hue": (1.0, 2.6, 3.0), "half as dense": 1.4, "coarse": 2.0}[kind]
