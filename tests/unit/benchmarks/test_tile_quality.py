@@ -10,5 +10,5 @@ from benchmarks.tile_quality import run
 
 def test_figures_are_all_there(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tile_reading, "ROUNDS", 1)
-    figures = run(tmp_path, 2304, 2048)
+    figures = run(tmp_path, 1300, 1100)
     assert len(figures) == 3 and all(figure.ours > 0 and figure.unit == "CPU-ms" for figure in figures)
