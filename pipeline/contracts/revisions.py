@@ -2,7 +2,7 @@
 
 REVISIONS = {
     "cohort": 1,
-    "check": 2,
+    "check": 3,
     "tissue": 2,
     "tiles": 2,
     "stain": 1,
