@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
+from pipeline.rasters import Raster
 from pipeline.shared_cells import groups
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
 from pipeline.tile_stream import TileBatch, TileStream
@@ -23,7 +24,7 @@ def grids_over(
 ) -> dict[float, TileGrid]:
     """Grids of `make_grids` over a slide that ends with its bounds, with `mask` [rows, columns] as its tissue."""
     scale = (bounds[0] + bounds[2]) / mask.shape[1], (bounds[1] + bounds[3]) / mask.shape[0]
-    return make_grids(um_per_px, bounds, rasters, sources, params)
+    return make_grids(um_per_px, bounds, Raster(mask, scale), sources, params)
 
 
 def batches(facts: SlideFacts, grids: Mapping[float, TileGrid], readers: int = 1, size: int = 8) -> Iterator[TileBatch]:
