@@ -41,6 +41,10 @@ def tiles(root: Root, slide_id: str) -> str:
     return _join(root, "tiles", f"{slide_id}.h5")
 
 
+def tiles_overlay(root: Root, slide_id: str) -> str:
+    return _join(root, "tiles", f"{slide_id}.png")
+
+
 def stain_fit(root: Root, slide_id: str) -> str:
     return _join(root, "stain", f"{slide_id}.json")
 

@@ -3,8 +3,8 @@
 REVISIONS = {
     "cohort": 1,
     "check": 3,
-    "tissue": 1,
-    "tiles": 1,
+    "tissue": 2,
+    "tiles": 2,
     "stain": 2,
     "features": 1,
     "expression": 2,

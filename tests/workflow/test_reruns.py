@@ -1,5 +1,7 @@
 """What a change makes again: exactly the listed jobs and slides, nothing more."""
 
+import json
+
 import pytest
 
 from pipeline.contracts.batches import read_batch
@@ -110,3 +112,22 @@ def test_clean_makes_one_slide_again(cohort, monkeypatch):
     cohort.snakemake("tiles")
     assert touched(before, cohort.stamps(*SLIDE_FILES)) == {f"tiles/{slide}.h5"}
     assert cohort.contents("tiles/*.h5") == bytes_before
+
+
+@pytest.mark.workflow
+def test_editing_one_file_of_outlines(cohort):
+    slide = next(p.stem for p in sorted((cohort.results / "stain").glob("*.json")))
+    corners = [[0, 0], [500, 0], [500, 400], [0, 400], [0, 0]]
+    file = cohort.path / f"annotations/{slide}.geojson"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    outlines = {"annotations": "annotations/{slide_id}.geojson", "annotation_missing": "detect"}
+    cohort.edit_config(lambda config: config.update(tissue=outlines))
+    cohort.snakemake("tissue")
+    assert cohort.planned("tissue") == []
+    before = cohort.stamps("tissue/*.geojson")
+    corners[2] = [500, 500]
+    file.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    assert cohort.planned("tissue") == [f"detect_tissue {BATCH}", "tissue"]
+    cohort.snakemake("tissue")
+    assert touched(before, cohort.stamps("tissue/*.geojson")) == {f"tissue/{slide}.geojson"}

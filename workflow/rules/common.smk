@@ -74,6 +74,16 @@ def slide_identities(wildcards):
     return identities
 
 
+def annotation_identities(wildcards):
+    """Size and time of the batch's files of outlines, so that an edited one reruns the batch; none where none is used."""
+    pattern = config["tissue"]["annotations"]
+    if pattern is None:
+        return []
+    paths = [pattern.replace("{slide_id}", slide.slide_id) for slide in BATCHES[wildcards.batch]]
+    stats = [os.stat(path) if os.path.isfile(path) else None for path in paths]
+    return [f"{s.st_size} {s.st_mtime_ns}" if s else "missing" for s in stats]
+
+
 def batch_cases(wildcards):
     """The case ids of the batch that the clinical sheet knows."""
     return sorted({s.case_id for s in BATCHES[wildcards.batch]} & CASES.rows.keys())

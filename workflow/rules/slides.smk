@@ -31,6 +31,7 @@ rule detect_tissue:
     params:
         revision=REVISIONS["tissue"],
         section=config["tissue"],
+        annotations=annotation_identities,
     script:
         "../scripts/detect_tissue.py"
 
