@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tifffile
-
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.cohort import Slide
@@ -17,7 +15,10 @@ from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide
 from pipeline.contracts.slides import SlideFacts, read_slide_facts, write_slide_facts, write_unusable
 from pipeline.slide import SlideReader, open_slide
+from pipeline.tiff_directories import Damaged, check_image, read_directories
 
+MAX_AREA_MM2 = 40_000.0  #: 20 x 20 cm: whole-mount sections are smaller
+_PLAIN_VENDORS = ("aperio", "generic-tiff")  # whose images are the slide itself, not parts to be joined
 _PROBE_PX = 64  # side of the regions that are read on trial
 
 
@@ -29,13 +30,10 @@ def check_slide(slide: Slide, digest: str = "") -> SlideFacts:
     SlideError : missing, empty, truncated or unreadable file, or no sane um per pixel; names the path and the
         fix
     """
-    missing = missing_bytes(slide.path)
-    if missing:
-        raise SlideError(
-            f"{slide.path}: the file is truncated: {missing}. Fix: copy it again from its source, or exclude the"
-            " slide in slides.tsv."
-        )
+    images = check_directories(slide.path)
     with open_slide(slide.path, slide.um_per_px) as reader:
+        _check_extent(reader)
+        _check_finest(reader, images)
         probe(reader)
         return SlideFacts(
             slide_id=slide.slide_id,
@@ -57,45 +55,52 @@ def check_slide(slide: Slide, digest: str = "") -> SlideFacts:
         )
 
 
-def missing_bytes(path: str | Path) -> str:
-    """What a TIFF refers to beyond its own end, or an empty string; other formats are left to the trial
-    reading.
+def check_directories(path: str | Path) -> list[tuple[int, int]]:
+    """Look through the directories of a TIFF; nothing is asked of other formats and of files that are not there.
 
-    A half-copied TIFF opens and reads well until the first tile that is not there, so every tile's place is
-    compared with the size of the file.
+    A half-copied TIFF opens and reads well until the first tile that is not there, so every tile's place is compared
+    with the size of the file. Returns (width, height) of its images.
+
+    Raises
+    ------
+    SlideError : a directory that is cut off or absurd, or an image some of whose bytes are missing
     """
     path = Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        return ""
+    if not path.is_file():
+        return []
     size = path.stat().st_size
     try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = list(tiff.pages)
-            beyond = _next_directory(tiff)
-            if not pages or beyond > size:
-                return f"image {len(pages)} is described at byte {beyond}, the file has {size}"
-            for index, page in enumerate(pages):
-                for part in (page, *(page.pages or ())):
-                    ends = zip(part.dataoffsets, part.databytecounts, strict=False)
-                    last = max((offset + count for offset, count in ends if count), default=0)
-                    if last > size:
-                        return f"image {index} needs {last} bytes, the file has {size}"
-    except Exception as error:  # whatever a damaged directory makes the parser raise
-        return f"its directory cannot be read ({error})" if _looks_like_tiff(path) else ""
-    return ""
+        with open(path, "rb") as handle:
+            found = read_directories(handle, size)
+        for directory in found:
+            check_image(directory, size)
+    except Damaged as damage:
+        raise SlideError(
+            f"{path}: the file is truncated or damaged: {damage}. Fix: copy it again from its source, or exclude the slide"
+            " in slides.tsv."
+        ) from None
+    return [directory.size for directory in found]
 
 
-def _next_directory(tiff: tifffile.TiffFile) -> int:
-    """Where the last directory that could be read says that the next one lies; 0 at the end of the chain."""
-    handle = tiff.filehandle
-    handle.seek(tiff.pages.next_page_offset or 0)
-    pointer = handle.read(tiff.tiff.offsetsize)
-    return int.from_bytes(pointer, "little" if tiff.byteorder == "<" else "big")
+def _check_extent(reader: SlideReader) -> None:
+    """Refuse what no glass slide can be: its thumbnails would not fit into memory either."""
+    width, height = (side * um / 1000 for side, um in zip(reader.dimensions, reader.um_per_px, strict=True))
+    if width * height > MAX_AREA_MM2:
+        raise SlideError(
+            f"{reader.path}: {width:.0f} x {height:.0f} mm is larger than any glass slide. Fix: copy the file again, or"
+            " give the right um_per_px for this slide in slides.tsv."
+        )
 
 
-def _looks_like_tiff(path: Path) -> bool:
-    with open(path, "rb") as handle:
-        return handle.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+def _check_finest(reader: SlideReader, images: list[tuple[int, int]]) -> None:
+    """Refuse a slide whose finest image is passed over: um per pixel would be that of another one."""
+    width, height = reader.dimensions
+    finer = [size for size in images if size[0] > width and size[1] > height]
+    if finer and reader.vendor in _PLAIN_VENDORS:
+        raise SlideError(
+            f"{reader.path}: its image of {max(finer)[0]} x {max(finer)[1]} px cannot be read, only smaller ones."
+            " Fix: copy the file again from its source, or convert it to a pyramidal TIFF."
+        )
 
 
 def probe(reader: SlideReader) -> None:
@@ -153,11 +158,21 @@ class CheckStage:
         slide = self._slides[slide_id]
         try:
             facts = check_slide(slide, digest)
+        except MemoryError as error:
+            reason = (
+                f"{slide.path}: opening it takes more memory than any slide needs ({error}). Fix: copy the file again."
+            )
+            self.refuse(slide_id, digest, reason)
+            raise SlideError(reason) from error
         except SlideError as error:
-            write_unusable(self._path(slide_id), slide_id, slide.path, str(error), digest)
+            self.refuse(slide_id, digest, str(error))
             raise
         write_slide_facts(self._path(slide_id), facts)
         return "; ".join(facts.warnings)
+
+    def refuse(self, slide_id: str, digest: str, reason: str) -> None:
+        """Record why a slide cannot be used, also one that took down the process that looked at it."""
+        write_unusable(self._path(slide_id), slide_id, self._slides[slide_id].path, reason, digest)
 
     def _path(self, slide_id: str) -> Path:
         return Path(layout.slide_facts(self._results, slide_id))

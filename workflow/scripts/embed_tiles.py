@@ -5,10 +5,12 @@ from pipeline.contracts.batches import read_batch
 from pipeline.contracts.layout import RESULTS
 from pipeline.embedding import EmbeddingParams, EmbeddingStage
 from pipeline.encoders import EncoderSpec
+from pipeline.guard import guarded
 from pipeline.stain import StainParams
 from workflow.job import job
 
-with job(snakemake):
+
+def work(watch):
     stage = EmbeddingStage(
         RESULTS,
         EncoderSpec(**snakemake.params.encoder),
@@ -17,4 +19,8 @@ with job(snakemake):
         EmbeddingParams(**snakemake.params.section),
         threads=snakemake.threads,
     )
-    run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index)
+    run_batch(watch.stage(stage), read_batch(snakemake.input.upstream), snakemake.output.index)
+
+
+with job(snakemake):
+    guarded(work)
