@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,8 +79,8 @@ def check_directories(path: str | Path) -> list[tuple[int, int]]:
             check_image(directory, size)
     except Damaged as damage:
         raise SlideError(
-            f"{path}: the file is truncated or damaged: {damage}. Fix: copy it again from its source, or exclude the slide"
-            " in slides.tsv."
+            f"{path}: the file is truncated or damaged: {damage}. Fix: copy it again from its source, or exclude the"
+            " slide in slides.tsv."
         ) from None
     return [directory.size for directory in found]
 
@@ -117,6 +120,8 @@ def slide_identity(path: str | Path) -> dict[str, Any]:
     Raises OSError for a file that is not there.
     """
     file, *parts = files_of_slide(path)
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError(errno.EINVAL, "is a folder or device, not a file")
     identity = file_identity(file)
     if parts:
         identity["parts"] = [[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in parts]

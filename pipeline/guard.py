@@ -2,8 +2,8 @@
 
 The libraries that decode slides are written in C: on some damaged files they abort, crash, take all memory or never
 return. The job therefore forks before it touches a slide, and looks on. A process that dies or stands still costs the
-slide that it was at; a new one passes over that slide and does the others. A fork takes milliseconds, and finished slides
-are not made again.
+slide that it was at; a new one passes over that slide and does the others. A fork takes milliseconds, and finished
+slides are not made again.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import SlideFacts
+from pipeline.lost_pixels import fill_lost
 from pipeline.pixel_source import PixelSource, open_source
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
@@ -19,6 +20,8 @@ from pipeline.slide_backends import BACKGROUND, over_background
 
 LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
 _WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
+MAX_LOST = 0.5  #: share of an overview that may be undecodable
+_PIECE_PX = 64  # source pixels per side of the pieces of a thumbnail that are lost or not
 _BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
 
 
@@ -87,6 +90,7 @@ class SlideReader:
         self.um_per_px_source = resolution.source
         self.objective = resolution.objective
         self.warnings = (*resolution.warnings, *source.warnings)
+        self.remark = ""  # what a thumbnail had to do without
 
     def level_um_per_px(self, level: int) -> tuple[float, float]:
         """um/px (x, y) of a stored level."""
@@ -171,10 +175,17 @@ class SlideReader:
     def thumbnail(self, um_per_px: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The whole slide at about `um_per_px`.
 
+        Parts that cannot be decoded come from a finer level; where there is none, they are coloured like what lies
+        around them, and `remark` says how much that is.
+
         Returns
         -------
         rgb : uint8 [rows, columns, 3] that covers the slide exactly
         scale : level-0 pixels per pixel of it (x, y), exact
+
+        Raises
+        ------
+        SlideError : more than `MAX_LOST` of it cannot be decoded at any level
         """
         columns, rows = (
             max(1, round(side * um / um_per_px)) for side, um in zip(self.dimensions, self.um_per_px, strict=True)
@@ -184,12 +195,41 @@ class SlideReader:
         step_x, step_y = chosen.width / columns, chosen.height / rows
         side = max(1, math.floor(_BLOCK_PX / max(step_x, step_y)))
         out = np.empty((rows, columns, 3), np.uint8)
-        for top in range(0, rows, side):
-            for left in range(0, columns, side):
-                bottom, right = min(top + side, rows), min(left + side, columns)
-                x, y = np.arange(left, right + 1) * step_x, np.arange(top, bottom + 1) * step_y
-                out[top:bottom, left:right] = self._averages(level, [(x, y)])[0]
+        lost = np.zeros((rows, columns), bool)
+        for part in _parts((slice(0, rows), slice(0, columns)), side):
+            error = self._fill(out, lost, level, part, (step_x, step_y))
+            if lost.sum() > MAX_LOST * lost.size:
+                raise SlideError(f"{error} More than {MAX_LOST:.0%} of the slide is like that.")
+        if lost.any():
+            self.remark = f"{lost.mean():.2%} of the overview could not be read and is coloured like its surroundings"
+            fill_lost(out, lost)
         return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
+
+    def _overview(self, level: int, part: tuple[slice, slice], step: tuple[float, float]) -> np.ndarray:
+        """Part (rows, columns) of a thumbnail whose pixels are `step` (x, y) pixels of a level."""
+        y, x = (np.arange(where.start, where.stop + 1) for where in part)
+        return self._averages(level, [(x * step[0], y * step[1])])[0]
+
+    def _fill(
+        self, out: np.ndarray, lost: np.ndarray, level: int, part: tuple[slice, slice], step: tuple[float, float]
+    ) -> SlideError | None:
+        """Fill a part of the thumbnail `out`: whole, else by quarters, else from finer levels, else it is `lost`."""
+        try:
+            out[part] = self._overview(level, part, step)
+            return None
+        except SlideError as error:
+            side = max(where.stop - where.start for where in part)
+            if side > max(1, _PIECE_PX / max(step)):
+                for quarter in _parts(part, -(-side // 2)):
+                    self._fill(out, lost, level, quarter, step)
+            elif level:
+                ratio = (getattr(self.levels[level], f"downsample_{a}") for a in "xy")
+                finer = (getattr(self.levels[level - 1], f"downsample_{a}") for a in "xy")
+                scaled = tuple(s * r / f for s, r, f in zip(step, ratio, finer, strict=True))
+                self._fill(out, lost, level - 1, part, scaled)
+            else:
+                lost[part] = True
+            return error
 
     def _averages(self, level: int, lattices: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """Area averages between lines (x, y) of a level, read once for all."""
@@ -243,6 +283,14 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
 def open_checked(facts: SlideFacts) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
     return open_slide(facts.path, facts.um_per_px_override, facts.backend)
+
+
+def _parts(whole: tuple[slice, slice], side: int) -> Iterator[tuple[slice, slice]]:
+    """Squares of at most `side` (rows, columns) that make up `whole`, row-major."""
+    rows, columns = whole
+    for top in range(rows.start, rows.stop, side):
+        for left in range(columns.start, columns.stop, side):
+            yield slice(top, min(top + side, rows.stop)), slice(left, min(left + side, columns.stop))
 
 
 def _snapped(origin: float, step: float, length: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from pipeline.resolution import positive
 
 BACKGROUND = (255, 255, 255)  #: put where the file holds no pixels (sparse or outside)
 FIELD_SUFFIXES = (".png", ".jpg", ".jpeg")
+_SHOWN = (1, 2, 6)  # photometric interpretations: grey, RGB, YCbCr
 _MAX_FIELD_PX = 400_000_000
 
 
@@ -128,6 +129,7 @@ class TiffSlideBackend:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._slide = tiffslide.TiffSlide(path)
+        _white_where_nothing_is_stored(self._slide.ts_tifffile)
         known = {key: str(value) for key, value in self._slide.properties.items() if value is not None}
         self.properties = {**known, **_tiff_properties(path)}
         self.vendor = known.get("tiffslide.vendor", "generic-tiff")
@@ -152,6 +154,17 @@ class TiffSlideBackend:
 
     def close(self) -> None:
         self._slide.close()
+
+
+def _white_where_nothing_is_stored(tiff: tifffile.TiffFile) -> None:
+    """Tiles that a file does not hold come as black otherwise, which is no background. Raises SlideError for colours
+    that the library shows as they are stored."""
+    for page in tiff.pages:
+        for image in (page, *(page.pages or ())):
+            image.nodata = BACKGROUND[0]
+            if image.photometric not in _SHOWN:
+                name = getattr(image.photometric, "name", image.photometric)
+                raise SlideError(f"{tiff.filename}: its colours are {name}. Fix: convert it to 8-bit RGB.")
 
 
 def _before_truncation(position: int, downsample: float) -> int:

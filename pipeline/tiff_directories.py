@@ -43,6 +43,7 @@ NDPI_MARK = 65420
 _READ = (_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _PLANAR, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_COUNTS,
          _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS, NDPI_MARK)  # fmt: skip
 _OLD_JPEG = 6  # places its one stream by tags of its own
+_PLAIN = 1
 _SEPARATE = 2
 _4_GIB = 2**32
 
@@ -146,7 +147,7 @@ class _Reader:
     def _values(self, kind: int, count: int, room: bytes, below: int) -> np.ndarray:
         """int64 [count], from the entry's own `room` or from where it points.
 
-        `below` is 0, or where an NDPI's directory lies: its values are the nearest before it, with the low 32 bits given.
+        `below` is 0, or where an NDPI's directory lies: its values are the nearest before it with these low 32 bits.
         """
         form = np.dtype(self._order + _FORMS[kind])
         if count > MAX_VALUES:
@@ -182,8 +183,14 @@ def check_image(directory: Directory, file_size: int) -> None:
         raise Damaged(f"{name} lists {min(len(offsets), len(counts))} {what}, its size needs {needed}")
     if (offsets < 0).any() or (counts < 0).any():
         raise Damaged(f"{name} has {what} at impossible places")
-    stored = counts[:needed] > 0
-    last = int((offsets[:needed] + counts[:needed])[stored].max()) if stored.any() else 0
+    stored = (counts[:needed] > 0) & (offsets[:needed] > 0)
+    if not stored.any():
+        raise Damaged(f"{name} stores none of its {needed} {what}")
+    last = int((offsets[:needed] + counts[:needed])[stored].max())
+    if tiled and directory.one(_COMPRESSION, 1) == _PLAIN:
+        full = directory.one(_TILE_WIDTH) * directory.one(_TILE_LENGTH) * _pixel_bits(directory) // 8
+        if int(counts[:needed][stored].min()) < full:
+            raise Damaged(f"{name} stores {int(counts[:needed][stored].min())} bytes of a tile that needs {full}")
     if last > file_size:
         raise Damaged(f"{name} needs {last} bytes, the file has {file_size}")
 
@@ -197,12 +204,18 @@ def _tiles(directory: Directory, name: str) -> int:
     return across * down
 
 
+def _pixel_bits(directory: Directory) -> int:
+    """Bits of a pixel within one tile or strip."""
+    samples = 1 if directory.one(_PLANAR) == _SEPARATE else directory.one(_SAMPLES, 1)
+    return samples * directory.one(_BITS, 1)
+
+
 def _strips(directory: Directory, name: str) -> int:
     width, height = directory.size
     rows = min(directory.one(_ROWS_PER_STRIP, height), height)
     if rows <= 0:
         raise Damaged(f"{name} has strips of {rows} rows")
     whole = NDPI_MARK not in directory.values  # whose one strip per level has marks to start from within
-    if whole and width * rows * directory.one(_SAMPLES, 1) * max(1, directory.one(_BITS, 1) // 8) > MAX_STRIP_BYTES:
+    if whole and width * rows * _pixel_bits(directory) // 8 > MAX_STRIP_BYTES:
         raise Damaged(f"{name} has strips of {width} x {rows} px, too large to be decoded")
     return -(-height // rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -300,6 +300,7 @@ class TissueStage:
         facts = read_slide_facts(layout.slide_facts(self._results, slide_id))
         with open_checked(facts) as reader:
             tissue, rgb, detection = find_tissue(reader, slide_id, self._params, digest)
+            tissue = replace(tissue, remark="; ".join(filter(None, [tissue.remark, reader.remark])))
         self._shape(slide_id).unlink(missing_ok=True)  # never beside a newer picture
         with whole_file(self._overlay(slide_id)) as part:
             part.write_bytes(cv2.imencode(".png", draw_overlay(rgb, detection)[..., ::-1])[1].tobytes())
@@ -316,4 +317,5 @@ class TissueStage:
 
 
 def _remark(tissue: Tissue) -> str:
-    return f"{tissue.ink_mm2:.2g} mm2 of ink left out" if tissue.ink_mm2 else ""
+    ink = f"{tissue.ink_mm2:.2g} mm2 of ink left out" if tissue.ink_mm2 else ""
+    return "; ".join(filter(None, [ink, tissue.remark]))

@@ -14,7 +14,7 @@ from pipeline.contracts.files import check_version, write_text
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "tissue"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _CLASSES = {"tissue": ("Tissue", [40, 160, 60]), "ink": ("Ink", [220, 40, 40])}
 
@@ -32,6 +32,7 @@ class Tissue:
     px_per_mask_px : (x, y), level-0 pixels per pixel of the mask
     um_per_px : (x, y), of the mask
     threshold : optical density of green light above which a pixel counted as tissue
+    remark : what there is to say about the slide, or empty
     void : why there is nothing to work on (no tissue, not H&E), or empty
     """
 
@@ -45,6 +46,7 @@ class Tissue:
     tissue_mm2: float
     ink_mm2: float
     digest: str
+    remark: str = ""
     void: str = ""
 
     def in_mask_px(self, polygons: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
@@ -67,6 +69,7 @@ def write_tissue(path: str | Path, tissue: Tissue) -> None:
         "threshold": tissue.threshold,
         "tissue_mm2": tissue.tissue_mm2,
         "ink_mm2": tissue.ink_mm2,
+        "remark": tissue.remark,
     }
     features = [
         _feature(kind, polygon) for kind in ("tissue", "ink") for polygon in getattr(tissue, kind)
@@ -116,6 +119,7 @@ def read_tissue(path: str | Path) -> Tissue:
             threshold=float(own["threshold"]),
             tissue_mm2=float(own["tissue_mm2"]),
             ink_mm2=float(own["ink_mm2"]),
+            remark=own["remark"],
             digest=own["digest"],
             void=own["void"],
         )

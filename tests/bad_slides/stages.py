@@ -40,7 +40,9 @@ def index(folder: Path, stage: str) -> dict[str, BatchRow]:
     return read_batch(folder / f"{stage}.tsv")
 
 
-def run(folder: Path, stages: Sequence[str] = STAGES, pause: float = 0, guard: bool = True) -> None:
+def run(
+    folder: Path, stages: Sequence[str] = STAGES, pause: float = 0, guard: bool = True, stain: str = "macenko"
+) -> None:
     """Bring the slides of a folder through `stages`; `pause` seconds before each batch of tiles is encoded."""
     slides = [Slide(**row) for row in json.loads((folder / "slides.json").read_text())]
     for name in stages:
@@ -48,21 +50,21 @@ def run(folder: Path, stages: Sequence[str] = STAGES, pause: float = 0, guard: b
         before = STAGES[STAGES.index(name) - 1]
         rows = {s.slide_id: BatchRow(s.slide_id, s.case_id, OK, "sheet") for s in slides}
         upstream = rows if name == "check" else index(folder, before)
-        work = _work(folder, name, slides, upstream, pause)
+        work = _work(folder, name, slides, upstream, pause, stain)
         guarded(work, LIMITS) if guard else work(Watch({}, alone=False))
 
 
 def _work(
-    folder: Path, name: str, slides: Sequence[Slide], upstream: dict[str, BatchRow], pause: float
+    folder: Path, name: str, slides: Sequence[Slide], upstream: dict[str, BatchRow], pause: float, stain: str
 ) -> Callable[[Watch], None]:
     def work(watch: Watch) -> None:
-        stage = watch.stage(_stage(folder / "results", name, slides, pause))
+        stage = watch.stage(_stage(folder / "results", name, slides, pause, stain))
         run_batch(stage, upstream, folder / f"{name}.tsv", watch.threads(2 if name == "check" else 1))
 
     return work
 
 
-def _stage(results: Path, name: str, slides: Sequence[Slide], pause: float) -> Stage:
+def _stage(results: Path, name: str, slides: Sequence[Slide], pause: float, stain: str) -> Stage:
     if name == "check":
         return CheckStage({slide.slide_id: slide for slide in slides}, results)
     if name == "tissue":
@@ -70,8 +72,8 @@ def _stage(results: Path, name: str, slides: Sequence[Slide], pause: float) -> S
     if name == "tiles":
         return TilingStage(results, TilingParams(size_px=TILE, magnifications=(20, 10)))
     if name == "stain":
-        return StainStage(results, StainParams(method="macenko", pixels=2000, fields=4))
-    return stub_stage(results, "macenko", threads=1, seconds=pause, max_failed_fraction=0.25)
+        return StainStage(results, StainParams(method=stain, pixels=2000, fields=4))
+    return stub_stage(results, stain, threads=1, seconds=pause, max_failed_fraction=0.25)
 
 
 if __name__ == "__main__":
