@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
@@ -15,8 +17,9 @@ from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import FormatError, SlideError
 from pipeline.contracts.files import digest_of, file_identity
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_files import files_of_slide, is_remote
 from pipeline.contracts.slides import SlideFacts, read_slide_facts, write_slide_facts, write_unusable
+from pipeline.remote_files import remote_file, remote_identity
 from pipeline.slide import SlideReader, open_slide
 from pipeline.tiff_directories import Damaged, check_image, read_directories
 
@@ -68,21 +71,30 @@ def check_directories(path: str | Path) -> list[tuple[int, int]]:
     ------
     SlideError : a directory that is cut off or absurd, or an image some of whose bytes are missing
     """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    size = path.stat().st_size
     try:
-        with open(path, "rb") as handle:
+        with _opened(path) as (handle, size):
             found = read_directories(handle, size)
-        for directory in found:
-            check_image(directory, size)
+            for directory in found:
+                check_image(directory, size)
     except Damaged as damage:
         raise SlideError(
             f"{path}: the file is truncated or damaged: {damage}. Fix: copy it again from its source, or exclude the"
             " slide in slides.tsv."
         ) from None
     return [directory.size for directory in found]
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file and its size; an empty one where there is none, which `open_slide` tells better."""
+    if is_remote(path):
+        with remote_file(str(path)) as file:
+            yield file.handle, file.size
+    elif Path(path).is_file():
+        with open(path, "rb") as handle:
+            yield handle, os.fstat(handle.fileno()).st_size
+    else:
+        yield io.BytesIO(), 0
 
 
 def _check_extent(reader: SlideReader) -> None:
@@ -117,8 +129,10 @@ def probe(reader: SlideReader) -> None:
 def slide_identity(path: str | Path) -> dict[str, Any]:
     """Identity of a slide's file, with name, size and time of each other file that belongs to the slide.
 
-    Raises OSError for a file that is not there.
+    Raises OSError for a file that is not there, SlideError for a remote one.
     """
+    if is_remote(path):
+        return remote_identity(str(path))
     file, *parts = files_of_slide(path)
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError(errno.EINVAL, "is a folder or device, not a file")
@@ -142,9 +156,11 @@ class CheckStage:
         slide = self._slides[upstream.slide_id]
         try:
             identity = slide_identity(slide.path)
-        except OSError as error:
+        except (OSError, SlideError) as error:
             # The reason must not lie beside facts of a file that has gone.
             self._path(slide.slide_id).unlink(missing_ok=True)
+            if isinstance(error, SlideError):
+                raise
             raise SlideError(
                 f"{slide.path}: {error.strerror or error}. Fix: correct its path in slides.tsv, or exclude the slide."
             ) from error

@@ -11,12 +11,13 @@ from types import TracebackType
 import numpy as np
 
 from pipeline.contracts.errors import SlideError
+from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.slides import SlideFacts
 from pipeline.lost_pixels import fill_lost
 from pipeline.pixel_source import PixelSource, open_source
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
-from pipeline.slide_backends import BACKGROUND, over_background
+from pipeline.slide_backends import BACKGROUND, open_remote, over_background
 
 LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
 _WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
@@ -258,7 +259,8 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
 
     Parameters
     ----------
-    path : the file (for DICOM, any instance of the series; for MIRAX, the .mrxs file)
+    path : the file, or the address of a remote one, which TiffSlide reads through fsspec (for DICOM, any instance of
+        the series; for MIRAX, the .mrxs file)
     um_per_px : overrides the file's own value; required for PNG and JPEG fields
     backend : as an earlier check of this file recorded it, which saves the comparison
 
@@ -266,13 +268,19 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
     ------
     SlideError : missing, empty or unreadable file, or no sane um/px; names the path and the fix
     """
+    if is_remote(path):
+        source = PixelSource(open_remote(str(path)), "it is not on this machine")
+        return _reader(path, source, um_per_px)
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a slide file" if path.is_dir() else "the file does not exist"
         raise SlideError(f"{path}: {what}. Fix: correct its path in slides.tsv, or exclude the slide there.")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes). Fix: copy it again from its source.")
-    source = open_source(path, backend)
+    return _reader(path, open_source(path, backend), um_per_px)
+
+
+def _reader(path: str | Path, source: PixelSource, um_per_px: float | None) -> SlideReader:
     try:
         return SlideReader(path, source, um_per_px)
     except BaseException:

@@ -67,6 +67,7 @@ def _jpeg(path: Path, colours: str, subsampling: str, aperio: bool, tables: bool
             writer.write(
                 iter(streams), shape=level.shape, dtype=np.uint8, tile=(TILE, TILE), compression="jpeg",
                 photometric="rgb" if colours == "RGB" else "ycbcr",
+                compressionargs={"outcolorspace": colours.lower()},  # else the tag says YCbCr whatever the streams are
                 subsampling=None if colours == "RGB" else {"422": (2, 1), "420": (2, 2)}[subsampling],
                 description=_APERIO.format(w=w, h=h, t=TILE) if aperio else None, metadata=None, extratags=extra,
                 subfiletype=0 if aperio or not index else 1,

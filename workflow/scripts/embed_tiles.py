@@ -13,12 +13,11 @@ from workflow.job import job
 def work(watch):
     stage = EmbeddingStage(
         RESULTS,
-        EncoderSpec(**snakemake.params.encoder),
-        snakemake.input.facts,
+        EncoderSpec(**snakemake.params.encoder), snakemake.input.facts,
         StainParams(**snakemake.params.stain),
         EmbeddingParams(**snakemake.params.section),
-        threads=snakemake.threads,
-    )
+        snakemake.threads,
+    )  # fmt: skip
     run_batch(watch.stage(stage), read_batch(snakemake.input.upstream), snakemake.output.index)
 
 

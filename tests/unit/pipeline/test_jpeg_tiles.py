@@ -52,6 +52,7 @@ def write_jpeg(path: Path, pixels: np.ndarray, colours: str, subsampling: str, t
         writer.write(
             iter(streams), shape=pixels.shape, dtype=np.uint8, tile=(TILE, TILE), compression="jpeg",
             photometric="rgb" if colours == "RGB" else "ycbcr", subsampling=None if colours == "RGB" else (1, 1),
+            compressionargs={"outcolorspace": colours.lower()},  # else the tag says YCbCr whatever the streams are
             metadata=None, extratags=extra, resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
         )  # fmt: skip
     return path
@@ -104,6 +105,7 @@ def test_equal_to_openslide(tmp_path, rng, colours, subsampling, tables):
     path = write_jpeg(tmp_path / "a.tif", smooth(301, 205, rng), colours, subsampling, tables)
     with tifffile.TiffFile(path) as tiff:
         assert bool(tiff.pages[0].jpegtables) == tables
+        assert tiff.pages[0].photometric.name == colours
     assert_equal_everywhere(path, rng)
 
 
