@@ -12,6 +12,8 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from pipeline.contracts.errors import SlideError
+from pipeline.jpeg_streams import BLOCK_ROWS, ran_out, taller
 from pipeline.slide_backends import Backend, over_background, unreadable
 
 CACHE_BYTES = 64 * 2**20  #: decoded tiles that a reader keeps: two rows of 256-px tiles of a slide 40,000 px wide
@@ -92,7 +94,7 @@ class JpegTilesBackend:
         return out
 
     def _tile(self, level: int, tiled: TiledLevel, index: int, keep: bool) -> np.ndarray:
-        """uint8 [tile height, tile width, 3], decoded or kept. Raises SlideError for a damaged tile."""
+        """uint8 [at least tile height, tile width, 3], decoded or kept. Raises SlideError for a damaged tile."""
         key = level, index
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -116,17 +118,30 @@ class JpegTilesBackend:
             stream = os.pread(self._file, room, int(tiled.offsets[index]))
             if _END_OF_IMAGE not in stream:  # the codec would fill what is missing with grey and say nothing
                 raise ValueError("the JPEG stream has no end")
-            return imagecodecs.jpeg8_decode(
-                stream,
+            more = taller(stream, tiled.height)
+            pixels = imagecodecs.jpeg8_decode(
+                more.stream if more else stream,
                 tables=tiled.tables,
                 colorspace=tiled.colours,
                 outcolorspace="RGB",
-                out=self._room(shape),
+                out=self._room((tiled.height + BLOCK_ROWS, *shape[1:]) if more else shape),
             )
+            if more and ran_out(pixels, tiled.height, more.width):
+                self._confirm(level, tiled, index)
+            return pixels
+        except SlideError:
+            raise
         except (OSError, OverflowError, MemoryError, ValueError, RuntimeError) as error:
             row, column = divmod(index, tiled.columns)
             corner = column * tiled.width, row * tiled.height
             raise unreadable(self._path, level, *corner, tiled.width, tiled.height, error) from error
+
+    def _confirm(self, level: int, tiled: TiledLevel, index: int) -> None:
+        """Ask the library, which takes its decoder's warnings for errors. Raises SlideError if it refuses the tile."""
+        row, column = divmod(index, tiled.columns)
+        x, y = column * tiled.width, row * tiled.height
+        width, height = self.sizes[level]
+        self._library.read(level, x, y, min(tiled.width, width - x), min(tiled.height, height - y))
 
     def _room(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Memory for a tile: fresh pages cost as much as half of a decode."""
