@@ -2,8 +2,8 @@
 
 REVISIONS = {
     "cohort": 1,
-    "check": 2,
-    "tissue": 1,
+    "check": 3,
+    "tissue": 2,
     "tiles": 1,
     "stain": 1,
     "features": 1,
