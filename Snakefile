@@ -29,6 +29,7 @@ localrules:
     trained,
     evaluated,
     report,
+    join_cohort,
     prepare_encoder,
 
 
