@@ -17,8 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
     [
         ("stages", 3),
         ("training", 2),
-        pytest.param("stages", 40, marks=pytest.mark.full),
-        pytest.param("training", 15, marks=pytest.mark.full),
+        *[pytest.param("stages", 8, marks=pytest.mark.full, id=f"stages-{part}") for part in range(5)],
+        *[pytest.param("training", 5, marks=pytest.mark.full, id=f"training-{part}") for part in range(3)],
     ],
 )
 def test_killed_and_done_again_equals_an_undisturbed_run(tmp_path, what, trials):

@@ -141,9 +141,8 @@ def _remote(slides: Sequence[Slide]) -> Iterator[Finding]:
     """Looks up one slide of each protocol: thousands of requests would take long, and access fails for all or none."""
     for protocol, slide in {slide.path.partition(":")[0]: slide for slide in reversed(slides)}.items():
         try:
-            with remote_file(slide.path) as (_, size):
-                yield Finding(
-                    "ok", f"{protocol} slides: {slide.slide_id} is there, {size / 1e9:.1f} GB; others not asked"
-                )
+            with remote_file(slide.path) as file:
+                what = f"{protocol} slides: {slide.slide_id} is there, {file.size / 1e9:.2f} GB"
+                yield Finding("ok", f"{what}; the others were not looked up")
         except SlideError as error:
             yield Finding("fail", str(error))

@@ -20,6 +20,7 @@ from pipeline.slide import open_slide
 from tests.bad_slides import stages
 from tests.bad_slides.corpus import corpus, sound_bytes
 from tests.bad_slides.sound import SOUND
+from workflow.cli import doctor
 
 
 @pytest.fixture
@@ -160,3 +161,10 @@ def test_a_lost_connection_is_tried_again_and_is_no_tiles_fault(store, monkeypat
 def test_a_remote_slide_is_not_missing_and_not_cut_off_like_a_path():
     with pytest.raises(SlideError, match=r"s3://bucket/folder/a\.svs"):
         open_slide("s3://bucket/folder/a.svs")
+
+
+def test_doctor_looks_up_one_slide_of_each_protocol(store):
+    url = store("a.tif", sound_bytes("deflate"))
+    slides = [Slide("a", "c", url), Slide("b", "c", "memory://slides/none.tif"), Slide("d", "c", "s3://bucket/a.svs")]
+    found = {finding.mark: finding.text for finding in doctor._remote(slides)}
+    assert "memory slides: a is there" in found["ok"] and "pip install s3fs" in found["fail"] and len(found) == 2
