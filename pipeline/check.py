@@ -183,15 +183,15 @@ class CheckStage:
             reason = (
                 f"{slide.path}: opening it takes more memory than any slide needs ({error}). Fix: copy the file again."
             )
-            self.refuse(slide_id, digest, reason)
+            self.refuse(slide_id, reason, digest)
             raise SlideError(reason) from error
         except SlideError as error:
-            self.refuse(slide_id, digest, str(error))
+            self.refuse(slide_id, str(error), digest)
             raise
         write_slide_facts(self._path(slide_id), facts)
         return "; ".join(facts.warnings)
 
-    def refuse(self, slide_id: str, digest: str, reason: str) -> None:
+    def refuse(self, slide_id: str, reason: str, digest: str = "") -> None:
         """Record why a slide cannot be used, also one that took down the process that looked at it."""
         write_unusable(self._path(slide_id), slide_id, self._slides[slide_id].path, reason, digest)
 

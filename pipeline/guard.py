@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import HistoweaveError, MachineError, SlideError
 
 logger = logging.getLogger(__name__)
@@ -92,17 +93,21 @@ class _WatchedStage:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
+    def digest(self, upstream: BatchRow) -> str:
+        """The first that is asked of a stage, and the last for a slide that is lost. Raises SlideError for that."""
+        slide_id = upstream.slide_id
+        if slide_id in self._watch.lost and hasattr(self._stage, "refuse"):
+            self._stage.refuse(slide_id, self._watch.lost[slide_id])
+        with self._watch.working(slide_id):
+            return self._stage.digest(upstream)
+
     def find(self, slide_id: str, digest: str) -> str | None:
-        return None if slide_id in self._watch.lost else self._stage.find(slide_id, digest)
+        with self._watch.working(slide_id):
+            return self._stage.find(slide_id, digest)
 
     def make(self, slide_id: str, digest: str) -> str:
-        try:
-            with self._watch.working(slide_id):
-                return self._stage.make(slide_id, digest)
-        except SlideError as error:
-            if slide_id in self._watch.lost and hasattr(self._stage, "refuse"):
-                self._stage.refuse(slide_id, digest, str(error))
-            raise
+        with self._watch.working(slide_id):
+            return self._stage.make(slide_id, digest)
 
 
 def guarded(work: Callable[[Watch], None], limits: Limits = Limits()) -> None:

@@ -156,7 +156,9 @@ class TiffSlideBackend:
         self._path, self._file = path, file
         name = {"tifffile_options": {"name": str(path)}} if file else {}
         self._slide = tiffslide.TiffSlide(file.handle if file else path, **name)
-        _white_where_nothing_is_stored(self._slide.ts_tifffile)
+        images = _images(self._slide.ts_tifffile)
+        for image in images:
+            image.nodata = BACKGROUND[0]  # tiles that the file does not hold come as black otherwise
         known = {key: str(value) for key, value in self._slide.properties.items() if value is not None}
         self.properties = {**known, **_tiff_properties(self._slide.ts_tifffile)}
         self.vendor = known.get("tiffslide.vendor", "generic-tiff")
@@ -166,6 +168,10 @@ class TiffSlideBackend:
         self.mpp = (mpp[0], mpp[1]) if mpp[0] and mpp[1] and self.vendor != "generic-tiff" else None
         self.objective = positive(known.get("tiffslide.objective-power"))
         self.bounds = _bounds(known, "tiffslide")
+        for image in images:
+            if (image.imagewidth, image.imagelength) in self.sizes and image.photometric not in _SHOWN:
+                name = getattr(image.photometric, "name", image.photometric)  # shown as stored, which is not RGB
+                raise SlideError(f"{path}: its colours are {name}. Fix: convert it to 8-bit RGB.")
         if self.read(len(self.sizes) - 1, 0, 0, 1, 1).dtype != np.uint8:
             raise SlideError(f"{path}: not an 8-bit image. Fix: convert it to 8-bit RGB.")
 
@@ -199,15 +205,8 @@ class TiffSlideBackend:
             self._file.handle.close()
 
 
-def _white_where_nothing_is_stored(tiff: tifffile.TiffFile) -> None:
-    """Tiles that a file does not hold come as black otherwise, which is no background. Raises SlideError for colours
-    that the library shows as they are stored."""
-    for page in tiff.pages:
-        for image in (page, *(page.pages or ())):
-            image.nodata = BACKGROUND[0]
-            if image.photometric not in _SHOWN:
-                name = getattr(image.photometric, "name", image.photometric)
-                raise SlideError(f"{tiff.filename}: its colours are {name}. Fix: convert it to 8-bit RGB.")
+def _images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    return [image for page in tiff.pages for image in (page, *(page.pages or ()))]
 
 
 def _before_truncation(position: int, downsample: float) -> int:
