@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.slides import SlideFacts
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.lost_pixels import fill_lost
 from pipeline.pixel_source import PixelSource, open_source
 from pipeline.resampling import area_average
@@ -23,12 +24,12 @@ LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4
 _WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
 MAX_LOST = 0.5  #: share of an overview that may be undecodable
 _PIECE_PX = 64  # source pixels per side of the pieces of a thumbnail that are lost or not
-_BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
+_BLOCK_PX = 2048  # source pixels per side that are decoded at a time
 
 
 @dataclass(frozen=True)
 class Level:
-    """A stored level: size in its own pixels and exact level-0 pixels per pixel on each axis."""
+    """A stored level: size in its own pixels and level-0 pixels per pixel on each axis, fractions included."""
 
     width: int
     height: int
@@ -84,7 +85,7 @@ class SlideReader:
         self.background = BACKGROUND
         width, height = backend.sizes[0]
         self.dimensions = (width, height)
-        self.levels = tuple(Level(w, h, width / w, height / h) for w, h in backend.sizes)
+        self.levels = tuple(Level(w, h, _downsample(width, w), _downsample(height, h)) for w, h in backend.sizes)
         self.bounds = _within(backend.bounds or (0, 0, width, height), width, height)
         resolution = resolve(backend.properties, backend.mpp, backend.objective, um_per_px, self.path)
         self.um_per_px = resolution.um_per_px
@@ -171,7 +172,10 @@ class SlideReader:
         ------
         SlideError : a pixel of one of them cannot be decoded
         """
-        return self._averages(windows[0].lattice.level, [window.lines() for window in windows])
+        level, lines = windows[0].lattice.level, [window.lines() for window in windows]
+        if any(axis[-1] - axis[0] > _BLOCK_PX for lattice in lines for axis in lattice):
+            return [self._average(level, x, y) for x, y in lines]
+        return self._averages(level, lines)
 
     def thumbnail(self, um_per_px: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The whole slide at about `um_per_px`.
@@ -206,6 +210,16 @@ class SlideReader:
             fill_lost(out, lost)
         return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
 
+    def _average(self, level: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Area averages between lines (x, y) of a level, a block at a time: memory does not grow with the field."""
+        side = max(1, math.floor(_BLOCK_PX / max(x[1] - x[0], y[1] - y[0])))
+        out = np.empty((len(y) - 1, len(x) - 1, 3), np.uint8)
+        for top in range(0, len(out), side):
+            for left in range(0, out.shape[1], side):
+                lines = x[left : left + side + 1], y[top : top + side + 1]
+                out[top : top + side, left : left + side] = self._averages(level, [lines])[0]
+        return out
+
     def _overview(self, level: int, part: tuple[slice, slice], step: tuple[float, float]) -> np.ndarray:
         """Part (rows, columns) of a thumbnail whose pixels are `step` (x, y) pixels of a level."""
         y, x = (np.arange(where.start, where.stop + 1) for where in part)
@@ -224,9 +238,8 @@ class SlideReader:
                 for quarter in _parts(part, -(-side // 2)):
                     self._fill(out, lost, level, quarter, step)
             elif level:
-                ratio = (getattr(self.levels[level], f"downsample_{a}") for a in "xy")
-                finer = (getattr(self.levels[level - 1], f"downsample_{a}") for a in "xy")
-                scaled = tuple(s * r / f for s, r, f in zip(step, ratio, finer, strict=True))
+                here, finer = self.levels[level], self.levels[level - 1]
+                scaled = step[0] * finer.width / here.width, step[1] * finer.height / here.height
                 self._fill(out, lost, level - 1, part, scaled)
             else:
                 lost[part] = True
@@ -251,7 +264,9 @@ class SlideReader:
         self.close()
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | None = None) -> SlideReader:
+def open_slide(
+    path: str | Path, um_per_px: float | None = None, backend: str | None = None, tiles: DecodedTiles | None = None
+) -> SlideReader:
     """Open a slide or a plain PNG/JPEG field.
 
     OpenSlide comes first, TiffSlide where OpenSlide cannot read a TIFF or sees one level of a pyramid only. JPEG tiles
@@ -263,6 +278,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         the series; for MIRAX, the .mrxs file)
     um_per_px : overrides the file's own value; required for PNG and JPEG fields
     backend : as an earlier check of this file recorded it, which saves the comparison
+    tiles : where decoded tiles are kept, for readers of one file in several threads to share
 
     Raises
     ------
@@ -277,7 +293,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         raise SlideError(f"{path}: {what}. Fix: correct its path in slides.tsv, or exclude the slide there.")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes). Fix: copy it again from its source.")
-    return _reader(path, open_source(path, backend), um_per_px)
+    return _reader(path, open_source(path, backend, tiles), um_per_px)
 
 
 def _reader(path: str | Path, source: PixelSource, um_per_px: float | None) -> SlideReader:
@@ -288,9 +304,21 @@ def _reader(path: str | Path, source: PixelSource, um_per_px: float | None) -> S
         raise
 
 
-def open_checked(facts: SlideFacts) -> SlideReader:
+def open_checked(facts: SlideFacts, tiles: DecodedTiles | None = None) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
-    return open_slide(facts.path, facts.um_per_px_override, facts.backend)
+    return open_slide(facts.path, facts.um_per_px_override, facts.backend, tiles)
+
+
+def _downsample(full: int, side: int) -> float:
+    """Level-0 pixels per pixel of a level, from the length of an axis in pixels of each.
+
+    Lengths are whole, so near a whole factor they do not tell whether the writer averaged whole blocks, and dropped or
+    padded the last, or squeezed all of the slide into the level. The mean of both factors puts no pixel of the level
+    further than half of its size from where it is, whichever was done.
+    """
+    ratio = full / side
+    whole = max(1, round(ratio))
+    return (ratio + whole) / 2 if abs(full / whole - side) < 1 else ratio
 
 
 def _parts(whole: tuple[slice, slice], side: int) -> Iterator[tuple[slice, slice]]:

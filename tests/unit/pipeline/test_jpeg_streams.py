@@ -13,7 +13,7 @@ from pipeline.contracts.errors import SlideError
 from pipeline.jpeg_streams import BLOCK_ROWS, ran_out, taller
 from pipeline.slide import open_slide
 from tests.slide_files import noise
-from tests.unit.pipeline.test_jpeg_tiles import TILE, change_tile, write_jpeg
+from tests.unit.pipeline.test_jpeg_tiles import TILE, change_tile, encoder, write_tiles
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_what_is_left_alone(rng):
 def test_a_sound_tile_that_ends_in_plain_grey_is_read(tmp_path):
     """It raises the suspicion, which the library dispels."""
     grey = np.full((TILE, 2 * TILE, 3), 128, np.uint8)
-    path = write_jpeg(tmp_path / "a.tif", grey, "RGB", "444", tables=False)
+    path = write_tiles(tmp_path / "a.tif", grey, encoder("RGB", "444"), photometric="rgb")
     with open_slide(path, backend="jpeg-tiles") as slide:
         assert slide.backend == "jpeg-tiles" and (slide.read(0, 0, 0, 2 * TILE, TILE) == 128).all()
 
@@ -70,7 +70,9 @@ def test_flipped_bits_are_noticed_where_openslide_notices_them(tmp_path, subsamp
     """OpenSlide also minds codes that no table has, which are rare: none of the flips of these seeds makes one."""
     rng = np.random.default_rng(3)
     colours = "RGB" if subsampling == "444" else "YCBCR"
-    path = write_jpeg(tmp_path / "a.tif", picture(rng, 2 * TILE, TILE), colours, subsampling, tables=False)
+    path = write_tiles(
+        tmp_path / "a.tif", picture(rng, 2 * TILE, TILE), encoder(colours, subsampling), photometric=colours.lower()
+    )
     offset, count = change_tile(path, 0)
     sound, noticed = path.read_bytes(), 0
     start = sound.index(b"\xff\xda", offset) + 14
