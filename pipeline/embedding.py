@@ -25,7 +25,8 @@ from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.encoders import EncoderSpec
 from pipeline.shared_cells import groups
-from pipeline.stain import StainParams, read_target
+from pipeline.stain import StainParams
+from pipeline.stain_target import read_target
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
 from pipeline.tile_stream import TileStream
 
@@ -98,7 +99,7 @@ class EmbeddingStage:
 
     @cached_property
     def _target(self) -> tuple[StainColours, str]:
-        return read_target(self.stain)
+        return read_target(self.stain, self.results)
 
     def __post_init__(self) -> None:
         """A wrong target or encoder is the configuration's fault: it must stop the job and not fail each slide."""
@@ -148,7 +149,8 @@ class EmbeddingStage:
         fit = read_stain(layout.stain_fit(self.results, slide_id))
         if fit.requested != self.stain.method:
             raise SlideError(f"its stain file is of method '{fit.requested}'. Fix: rerun the stain stage (fit_stains).")
-        transfer = StainTransfer(fit.colours, self._target[0] if fit.colours else BUILTIN_TARGET)
+        pixels = sum(len(grid) * grid.size_px**2 for grid in tiles.magnifications.values())
+        transfer = StainTransfer(fit.colours, self._target[0] if fit.colours else BUILTIN_TARGET, pixels)
         failed: dict[float, int] = {}
         coarser: _Cells | None = None
         with TileStream(facts, transfer, self.threads, self.params.ahead) as stream:

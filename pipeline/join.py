@@ -37,7 +37,7 @@ class Finding:
 def join_cohort(
     cases: str | Path,
     slides: str | Path | None,
-    expression: str | Path | None,
+    expression: str | Sequence[Any] | Mapping[str, Any] | None,
     expression_params: Mapping[str, Any],
     tasks: Sequence[Mapping[str, Any]],
     table: str | Path,
@@ -53,7 +53,7 @@ def join_cohort(
     findings = list(_slide_findings(rows, sheet)) if slides else []
     if expression:
         found, remarks = table_cases(expression, ExpressionParams(**expression_params), list(sheet.rows))
-        findings += _expression_findings(set(found), remarks, sheet, str(expression))
+        findings += _expression_findings(set(found), remarks, sheet)
     for task in tasks:
         labels = read_labels(sheet, Task(**task))
         findings += [Finding(INFO, "no_label", case, f"{task['name']}: {why}") for case, why in labels.missing.items()]
@@ -85,15 +85,19 @@ def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Findi
 
 
 def _expression_findings(
-    found: Collection[str], remarks: Iterable[str], sheet: CaseSheet, path: str
+    found: Collection[str], remarks: Iterable[tuple[str, str]], sheet: CaseSheet
 ) -> Iterable[Finding]:
     if not found:
-        raise InputError(path, "no sample belongs to any case of the clinical sheet.", "use the same case ids in both.")
+        raise InputError(
+            "config.yaml inputs.expression",
+            "no sample belongs to any case of the clinical sheet.",
+            "use the same case ids in both.",
+        )
     for case in sheet.rows:
         if case not in found:
             yield Finding(WARNING, "case_without_rna", case, "no sample in the expression table")
-    for remark in remarks:
-        yield Finding(INFO, "expression_table", Path(path).name, remark)
+    for table, remark in remarks:
+        yield Finding(INFO, "expression_table", table, remark)
 
 
 def _page(findings: Sequence[Finding], n_cases: int, n_slides: int, has_rna: bool) -> str:

@@ -14,8 +14,10 @@ from models.experiment import Experiment
 from models.registry import needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
 from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
+from pipeline.contracts.stain_targets import target_kind
 from pipeline.contracts.tasks import Task, read_labels
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
@@ -43,7 +45,6 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
         Experiment(**experiment)
-    _check_target(config["stain"])
     if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
@@ -85,8 +86,9 @@ def _check_inputs(inputs: dict[str, Any]) -> None:
         "write the sheets with `histoweave init FOLDER_OF_SLIDES`, or name yours in config.yaml;"
         " `make demo` shows a complete example."
     )
-    for key in ("cases", "slides", "expression"):
-        path = inputs[key]
+    paths = [(key, inputs[key]) for key in ("cases", "slides")]
+    paths += [("expression", source.path) for source in table_sources(inputs["expression"])]
+    for key, path in paths:
         if path and not Path(path).exists():
             raise InputError(f"config.yaml inputs.{key}", f"'{path}' does not exist.", first_steps)
     if not inputs["slides"] and not inputs["expression"]:
@@ -128,14 +130,18 @@ def _check_encoder(encoder: dict[str, Any]) -> None:
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 
 
-def _check_target(stain: dict[str, Any]) -> None:
-    where, target = "config.yaml stain.target", stain["target"]
-    if target == "builtin":
+def _check_target(target: str, slide_ids: list[str]) -> None:
+    where = "config.yaml stain.target"
+    if target_kind(target, slide_ids) in ("builtin", "cohort", "slide"):
         return
     if Path(target).resolve().is_relative_to(Path(RESULTS).resolve()):
         raise InputError(where, f"'{target}' is a result of this very workflow.", "copy it beside your sheets first.")
     if not Path(target).is_file():
-        raise InputError(where, f"'{target}' is neither builtin nor a file.", "correct the path.")
+        raise InputError(
+            where,
+            f"'{target}' is neither builtin, cohort, a slide of the sheet nor a file{nearest(target, slide_ids)}.",
+            "correct it.",
+        )
 
 
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:
@@ -150,6 +156,7 @@ def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) 
     path = config["inputs"]["slides"]
     if not slides:
         raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
+    _check_target(config["stain"]["target"], [slide.slide_id for slide in slides])
     if not any(slide.case_id in cases.rows for slide in slides):
         raise InputError(
             path,

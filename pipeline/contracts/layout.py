@@ -45,6 +45,16 @@ def stain_fit(root: Root, slide_id: str) -> str:
     return _join(root, "stain", f"{slide_id}.json")
 
 
+def stain_target(root: Root) -> str:
+    """What tiles are painted like, unless that is the built-in reference. No slide id begins with an underscore."""
+    return _join(root, "stain", "_target", "target.json")
+
+
+def cohort_stains(root: Root) -> str:
+    """The median of the cohort's stains, made once: no rule declares it, so that none deletes it."""
+    return _join(root, "stain", "_target", "cohort.json")
+
+
 def encoder_facts(root: Root, encoder: str) -> str:
     return _join(root, "encoders", f"{encoder}.json")
 

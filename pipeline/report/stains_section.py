@@ -18,7 +18,8 @@ from pipeline.report.figures import photograph
 from pipeline.report.reading import Run
 from pipeline.report.slides_section import spread
 from pipeline.slide import open_checked
-from pipeline.stain import StainParams, read_target
+from pipeline.stain import StainParams
+from pipeline.stain_target import read_target
 from pipeline.stain_transfer import apply
 
 PAIRS = 6
@@ -63,7 +64,7 @@ def _pair(run: Run, fit: StainFit) -> dict[str, Any] | None:
         with open_checked(facts) as slide:
             x, y = grid.upper_left[_middle_tile(grid)]
             before = slide.read_field(x, y, grid.um_per_px, grid.size_px)
-        after = before if fit.colours is None else apply(before, fit.colours, read_target(params)[0])
+        after = before if fit.colours is None else apply(before, fit.colours, read_target(params, run.results)[0])
         return {
             "slide_id": slide_id,
             "method": fit.method,

@@ -10,7 +10,7 @@ import yaml
 
 from models.evaluate import EvaluationParams
 from models.experiment import Experiment
-from pipeline.contracts.cohort import read_cases, read_slides
+from pipeline.contracts.cohort import Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task
@@ -97,8 +97,6 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
-        (lambda c: c.update(stain={"target": "nowhere.png"}), "'nowhere.png' is neither builtin nor a file"),
-        (lambda c: c.update(stain={"target": "results/stain/a.json"}), "is a result of this very workflow"),
         (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
         (
             lambda c: c.update(splits={"folds": "five"}),
@@ -127,6 +125,30 @@ def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
     with pytest.raises(InputError) as caught:
         check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("nowhere.png", "'nowhere.png' is neither builtin, cohort, a slide of the sheet nor a file"),
+        ("slide-2", "did you mean 'slide-1'?"),
+        ("results/stain/a.json", "is a result of this very workflow"),
+    ],
+)
+def test_stain_targets_that_nothing_stands_for(config, target, expected):
+    slides = [Slide("slide-1", "A", "a.svs")]
+    Path("cases.tsv").write_text("case_id\tgrade\nA\tG2\nB\tG3\n")
+    config.update(stain={"target": target})
+    with pytest.raises(InputError) as caught:
+        check_cohort(checked(config), slides, read_cases("cases.tsv"))
+    assert expected in str(caught.value) and "config.yaml stain.target" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["builtin", "cohort", "slide-1", "cases.tsv"])
+def test_stain_targets_that_can_be(config, target):
+    Path("cases.tsv").write_text("case_id\tgrade\nA\tG2\nB\tG3\n")
+    config.update(stain={"target": target})
+    check_cohort(checked(config), [Slide("slide-1", "A", "a.svs")], read_cases("cases.tsv"))
 
 
 def test_a_ledger_that_was_edited_after_the_folds_were_made(tmp_path):

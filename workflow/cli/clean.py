@@ -23,6 +23,7 @@ SLIDE_STAGES = {
 }
 WHOLE_STAGES = {
     "cohort": ["cohort"],
+    "target": ["stain/_target"],
     "expression": ["expression"],
     "splits": ["splits"],
     "genes": ["genes"],

@@ -9,9 +9,11 @@ from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide, is_remote
+from pipeline.contracts.stain_targets import target_kind
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
 
@@ -29,6 +31,7 @@ except HistoweaveError as error:
 BATCHES = batches(SLIDES)
 ALL_CORES = workflow.resource_settings.cores or 1
 CASES_DIGEST = digest_of(sorted(CASES.rows))
+TARGET_KIND = target_kind(config["stain"]["target"], [slide.slide_id for slide in SLIDES])
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
@@ -81,10 +84,24 @@ def expression_table():
     return layout.expression(RESULTS) if HAS_RNA else []
 
 
+def target_fits():
+    """The stain fits that the target is made of. Later slides do not change a cohort's median: their time is ignored."""
+    if TARGET_KIND == "cohort":
+        return [ancient(index) for index in batch_indexes("stain")]
+    if TARGET_KIND == "slide":
+        batch = next(b for b, slides in BATCHES.items() for s in slides if s.slide_id == config["stain"]["target"])
+        return [layout.batch_index(RESULTS, "stain", batch)]
+    return []
+
+
+def target_file():
+    return [config["stain"]["target"]] if TARGET_KIND in ("stains", "image", "slide_file") else []
+
+
 def stain_target():
-    """A file of the user's that colours are matched to."""
-    used = config["stain"]["method"] != "none" and config["stain"]["target"] != "builtin"
-    return [config["stain"]["target"]] if used else []
+    """The file of the stains that tiles are painted in; none where they are the built-in ones or stay as they are."""
+    used = config["stain"]["method"] != "none" and TARGET_KIND != "builtin"
+    return [layout.stain_target(RESULTS)] if used else []
 
 
 def expression_path(wildcards):
@@ -92,11 +109,18 @@ def expression_path(wildcards):
 
 
 def expression_files():
-    """The expression table, or every file of a folder of tables."""
-    path = config["inputs"]["expression"]
-    if path and os.path.isdir(path):
-        return sorted(os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-    return [path] if path else []
+    """The expression tables, of a folder every file."""
+    files = []
+    for source in table_sources(config["inputs"]["expression"]):
+        folder = os.path.isdir(source.path)
+        inside = [os.path.join(top, name) for top, _, names in os.walk(source.path) for name in names]
+        files += sorted(inside) if folder else [source.path]
+    return files
+
+
+def alias_file():
+    """The user's table of gene names."""
+    return [config["expression"]["aliases"]] if config["expression"]["aliases"] else []
 
 
 def gene_sets(wildcards):

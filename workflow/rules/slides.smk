@@ -69,6 +69,26 @@ rule fit_stains:
         "../scripts/fit_stains.py"
 
 
+rule choose_stain_target:
+    input:
+        fits=target_fits(),
+        file=target_file(),
+    output:
+        target=layout.stain_target(RESULTS),
+    log:
+        "logs/choose_stain_target.log",
+    conda:
+        "../../envs/slides.yaml"
+    params:
+        revision=REVISIONS["stain"],
+        section=config["stain"],
+        kind=TARGET_KIND,
+        tissue=config["tissue"] if TARGET_KIND == "slide_file" else {},
+        tiles=config["tiles"] if TARGET_KIND == "slide_file" else {},
+    script:
+        "../scripts/choose_stain_target.py"
+
+
 rule prepare_encoder:
     input:
         weights=lambda wildcards: ENCODERS[wildcards.encoder]["path"] or [],
