@@ -305,6 +305,7 @@ class TissueStage:
         facts = read_slide_facts(layout.slide_facts(self._results, slide_id))
         with open_checked(facts) as reader:
             tissue, rgb, detection = find_tissue(reader, slide_id, self._params, digest)
+            tissue = replace(tissue, remark="; ".join(filter(None, [tissue.remark, reader.remark])))
         self._shape(slide_id).unlink(missing_ok=True)  # never beside a newer picture
         write_picture(self._overlay(slide_id), draw_tissue(rgb, detection.tissue, detection.ink, detection.dropped))
         write_tissue(self._shape(slide_id), tissue)

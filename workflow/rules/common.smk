@@ -12,7 +12,7 @@ from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_files import files_of_slide, is_remote
 from pipeline.contracts.stain_targets import target_kind
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
@@ -66,6 +66,9 @@ def slide_identities(wildcards):
     """Size and time of all files of the batch's slides: a replaced one reruns the batch, a missing one stops nothing."""
     identities = []
     for slide in BATCHES[wildcards.batch]:
+        if is_remote(slide.path):  # planning asks nothing of the network
+            identities.append(f"{slide.slide_id} {slide.path}")
+            continue
         try:
             stats = [os.stat(path) for path in files_of_slide(slide.path)]
             identities.append(" ".join([slide.slide_id, *(f"{s.st_size} {s.st_mtime_ns}" for s in stats)]))
