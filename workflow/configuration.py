@@ -150,6 +150,12 @@ def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) 
     path = config["inputs"]["slides"]
     if not slides:
         raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
+    if all(slide.exclude for slide in slides):
+        raise InputError(
+            path,
+            f"every slide is excluded; the first: {slides[0].exclude}.",
+            "correct the `exclude` column, or inputs.slide_types and inputs.keep_normal in config.yaml.",
+        )
     if not any(slide.case_id in cases.rows for slide in slides):
         raise InputError(
             path,

@@ -12,6 +12,7 @@ from pipeline.contracts.batches import BatchRow, read_batch
 from pipeline.contracts.cohort import CaseSheet, Slide, batches, read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.features import BagRecord, read_index
+from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.tasks import Task
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ def read_run(results: Path, context: ReportContext) -> Run:
     if not inputs.get("slides"):
         run.skip("slides", "the config names no slide sheet: a cohort without images")
         return run
-    run.slides = run.attempt("slide sheet", lambda: read_slides(inputs["slides"])) or []
+    sheet = run.attempt("slide sheet", lambda: read_slides(inputs["slides"])) or []
+    run.slides = select_types(sheet, inputs.get("slide_types"), bool(inputs.get("keep_normal")))
     stages = [*SLIDE_STAGES, *(f"features/{encoder['slug']}" for encoder in context.encoders)]
     for stage in stages:
         run.stages[stage] = _read_stage(run, stage)

@@ -15,6 +15,7 @@ import yaml
 from models.experiment import Experiment
 from pipeline.contracts.cohort import read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.slide_types import select_types
 from workflow.configuration import checked
 
 HELP = "check this machine, the config and the cohort"
@@ -111,7 +112,9 @@ def _resolve(config: dict) -> None:
 
 
 def _slides(config: dict) -> Iterator[Finding]:
-    slides = [slide for slide in read_slides(config["inputs"]["slides"]) if not slide.exclude]
+    inputs = config["inputs"]
+    sheet = select_types(read_slides(inputs["slides"]), inputs["slide_types"], inputs["keep_normal"])
+    slides = [slide for slide in sheet if not slide.exclude]
     missing = [slide for slide in slides if not Path(slide.path).exists()]
     if missing:
         listed = ", ".join(f"{slide.slide_id} ({slide.path})" for slide in missing[:5])

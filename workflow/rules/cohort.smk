@@ -21,6 +21,7 @@ rule join_cohort:
         tasks=config["tasks"],
         expression=config["expression"],
         path=expression_path,
+        slide_types=WANTED_TYPES,
     script:
         "../scripts/join_cohort.py"
 

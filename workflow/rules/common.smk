@@ -12,6 +12,7 @@ from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_types import select_types
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
 
@@ -19,7 +20,9 @@ from snakemake.exceptions import WorkflowError
 
 try:
     config = checked(config)
+    WANTED_TYPES = {key: config["inputs"][key] for key in ("slide_types", "keep_normal")}
     SLIDES = read_slides(config["inputs"]["slides"]) if config["inputs"]["slides"] else []
+    SLIDES = select_types(SLIDES, **WANTED_TYPES)
     CASES = read_cases(config["inputs"]["cases"])
     check_cohort(config, SLIDES, CASES)
     check_ledger(config["splits"]["file"], layout.splits(RESULTS))

@@ -10,6 +10,7 @@ with job(snakemake):
         expression=snakemake.params.path,
         expression_params=snakemake.params.expression,
         tasks=snakemake.params.tasks,
+        **snakemake.params.slide_types,
         table=snakemake.output.table,
         page=snakemake.output.page,
     )
