@@ -44,15 +44,17 @@ def join_cohort(
     page: str | Path,
     slide_types: Sequence[str] | None = None,
     keep_normal: bool = False,
+    reads_slides: bool = True,
 ) -> list[Finding]:
-    """Write the cohort report as a table and a page. `slide_types` and `keep_normal` are as in `select_types`.
+    """Write the cohort report as a table and a page. `slide_types` and `keep_normal` are as in `select_types`;
+    `reads_slides` is False where all features are imported and slide files need not be there.
 
     Raises InputError when no sample of the expression table belongs to any case: the ids then follow different schemes,
     and nothing that follows could be right.
     """
     sheet = read_cases(cases)
     rows = select_types(read_slides(slides), slide_types, keep_normal) if slides else []
-    findings = [*_slide_findings(rows, sheet), *_type_findings(rows, slide_types)] if slides else []
+    findings = [*_slide_findings(rows, sheet, reads_slides), *_type_findings(rows, slide_types)] if slides else []
     if expression:
         found, remarks = table_cases(expression, ExpressionParams(**expression_params), list(sheet.rows))
         findings += _expression_findings(set(found), remarks, sheet, str(expression))
@@ -65,14 +67,14 @@ def join_cohort(
     return findings
 
 
-def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Finding]:
+def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet, reads_slides: bool) -> Iterable[Finding]:
     for slide in slides:
         if slide.case_id not in sheet.rows:
             hint = nearest(slide.case_id, sheet.rows)
             yield Finding(ERROR, "slide_of_unknown_case", slide.slide_id, f"case '{slide.case_id}' is unknown{hint}")
         if slide.exclude:
             yield Finding(INFO, "slide_excluded", slide.slide_id, slide.exclude)
-        elif not Path(slide.path).exists():
+        elif reads_slides and not Path(slide.path).exists():
             yield Finding(ERROR, "slide_file_missing", slide.slide_id, f"'{slide.path}' does not exist")
     paths: dict[str, str] = {}
     for slide in slides:

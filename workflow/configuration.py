@@ -13,6 +13,7 @@ from jsonschema.exceptions import ValidationError
 from models.experiment import Experiment
 from models.registry import needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
@@ -122,8 +123,15 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
 
 def _check_encoder(encoder: dict[str, Any]) -> None:
     where = f"config.yaml encoders '{encoder['slug']}'"
-    if (encoder["weights"] == "file") != bool(encoder["path"]):
-        raise InputError(where, "path and weights: file go together.", "give both, or neither.")
+    if (encoder["weights"] in ("file", IMPORTED)) != bool(encoder["path"]):
+        raise InputError(where, "path and weights: file go together.", "give both, or neither; imported has one too.")
+    if encoder["weights"] == IMPORTED:
+        if not (Path(encoder["path"]) / "index.tsv").is_file():
+            problem = f"'{encoder['path']}' holds no imported features."
+            raise InputError(f"{where} path", problem, "write it with `histoweave import`.")
+        return
+    if not encoder["name"]:
+        raise InputError(where, "name is missing.", "give a timm name, or hf-hub:owner/model.")
     if encoder["path"] and not Path(encoder["path"]).is_file():
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 

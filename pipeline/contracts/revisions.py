@@ -7,6 +7,8 @@ REVISIONS = {
     "tiles": 1,
     "stain": 1,
     "features": 1,
+    "import": 1,
+    "quality": 1,
     "expression": 1,
     "splits": 1,
     "genes": 1,

@@ -14,6 +14,7 @@ import yaml
 
 from models.experiment import Experiment
 from pipeline.contracts.cohort import read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.slide_types import select_types
 from workflow.configuration import checked
@@ -116,6 +117,9 @@ def _slides(config: dict) -> Iterator[Finding]:
     sheet = select_types(read_slides(inputs["slides"]), inputs["slide_types"], inputs["keep_normal"])
     slides = [slide for slide in sheet if not slide.exclude]
     missing = [slide for slide in slides if not Path(slide.path).exists()]
+    if config["encoders"] and all(encoder["weights"] == IMPORTED for encoder in config["encoders"]):
+        yield Finding("note", f"features are imported: {len(slides)} slides, whose files are not read")
+        return
     if missing:
         listed = ", ".join(f"{slide.slide_id} ({slide.path})" for slide in missing[:5])
         yield Finding("fail", f"{len(missing)} of {len(slides)} slide files missing: {listed}. Fix: correct slides.tsv")

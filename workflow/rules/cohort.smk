@@ -22,6 +22,7 @@ rule join_cohort:
         expression=config["expression"],
         path=expression_path,
         slide_types=WANTED_TYPES,
+        reads_slides=READS_SLIDES,
     script:
         "../scripts/join_cohort.py"
 

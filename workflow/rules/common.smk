@@ -1,5 +1,6 @@
 # Sheets, batches, wildcards and input functions. Contains no rule and nothing heavier than the sheets.
 import os
+import re
 import sys
 
 sys.path.insert(0, str(workflow.basedir))
@@ -8,6 +9,7 @@ from models.registry import CLINICAL_COLUMNS
 from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
@@ -35,6 +37,9 @@ CASES_DIGEST = digest_of(sorted(CASES.rows))
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
+ADOPTED = [slug for slug, encoder in ENCODERS.items() if encoder["weights"] == IMPORTED]
+EMBEDDED = [slug for slug in ENCODERS if slug not in ADOPTED]
+READS_SLIDES = bool(EMBEDDED) or not ENCODERS
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
 FOLDS = list(range(config["splits"]["folds"]))
 RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]
@@ -45,6 +50,11 @@ wildcard_constraints:
     encoder=r"[A-Za-z0-9._-]+",
     task=r"[A-Za-z0-9._-]+",
     experiment=r"[A-Za-z0-9._-]+",
+
+
+def one_of(names):
+    """Regular expression of a wildcard that takes these values only."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def batch_indexes(stage):
@@ -71,6 +81,11 @@ def slide_identities(wildcards):
 def batch_cases(wildcards):
     """The case ids of the batch that the clinical sheet knows."""
     return sorted({s.case_id for s in BATCHES[wildcards.batch]} & CASES.rows.keys())
+
+
+def encoder_facts(wildcards):
+    """What is known of an encoder that was prepared; nothing of an imported one."""
+    return layout.encoder_facts(RESULTS, wildcards.encoder) if wildcards.encoder in EMBEDDED else []
 
 
 def needs(experiment, modality):

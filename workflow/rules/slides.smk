@@ -94,6 +94,8 @@ rule embed_tiles:
         index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
     log:
         "logs/embed_tiles/{encoder}/{batch}.log",
+    wildcard_constraints:
+        encoder=one_of(EMBEDDED),
     conda:
         "../../envs/torch.yaml"
     threads: 8
@@ -108,10 +110,29 @@ rule embed_tiles:
         "../scripts/embed_tiles.py"
 
 
+rule adopt_features:
+    input:
+        imported=lambda wildcards: f"{ENCODERS[wildcards.encoder]['path']}/index.tsv",
+    output:
+        index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
+    log:
+        "logs/adopt_features/{encoder}/{batch}.log",
+    wildcard_constraints:
+        encoder=one_of(ADOPTED),
+    conda:
+        "../../envs/slides.yaml"
+    params:
+        revision=REVISIONS["import"],
+        slides=sheet_rows,
+        cases=batch_cases,
+    script:
+        "../scripts/adopt_features.py"
+
+
 rule index_features:
     input:
         batches=batch_indexes("features/{encoder}"),
-        facts=rules.prepare_encoder.output.facts,
+        facts=encoder_facts,
     output:
         index=layout.features_index(RESULTS, "{encoder}"),
     log:
