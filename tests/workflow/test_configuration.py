@@ -97,6 +97,13 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
+        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': name is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a", "weights": "imported"}]), "path and weights: file go"),
+        (
+            lambda c: c.update(encoders=[{"slug": "a", "weights": "imported", "path": "gone"}]),
+            "'gone' holds no imported features",
+        ),
+        (lambda c: c["inputs"].update(slide_types=["XX"]), "config.yaml inputs.slide_types.0"),
         (lambda c: c.update(stain={"target": "nowhere.png"}), "'nowhere.png' is neither builtin nor a file"),
         (lambda c: c.update(stain={"target": "results/stain/a.json"}), "is a result of this very workflow"),
         (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
@@ -119,6 +126,11 @@ def test_one_error_that_names_the_key(config, change, expected):
         ("slide_id\tcase_id\tpath\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "the slide sheet has no row"),
         ("slide_id\tcase_id\tpath\ns\tX\ts\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "no slide belongs to any case"),
         ("slide_id\tcase_id\tpath\ns\tA\ts\n", "case_id\tgrad\nA\tG2\n", "did you mean 'grad'?"),
+        (
+            "slide_id\tcase_id\tpath\texclude\ns\tA\ts\ttorn\n",
+            "case_id\tgrade\nA\tG2\nB\tG3\n",
+            "every slide is excluded; the first: torn",
+        ),
     ],
 )
 def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
