@@ -23,6 +23,7 @@ localrules:
     tiles,
     stains,
     features,
+    quality,
     expression,
     splits,
     genes,
@@ -66,6 +67,12 @@ rule features:
     input:
         rules.join_cohort.output,
         [layout.features_index(RESULTS, e) for e in ENCODERS],
+
+
+rule quality:
+    input:
+        rules.join_cohort.output,
+        slide_list(),
 
 
 rule expression:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pipeline.contracts.batches import FAILED, OK, VOID, BatchRow, write_batch
 from pipeline.contracts.errors import HistoweaveError, InputError, MachineError
+from pipeline.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -51,49 +52,20 @@ def run_batch(
     `threads` slides are worked on at a time.
     """
     done: list[BatchRow] = []
-    pace = _Pace(sum(row.status == OK for row in upstream.values()), max(1, threads))
+    pace = Pace(sum(row.status == OK for row in upstream.values()), max(1, threads))
     with ThreadPoolExecutor(max(1, threads)) as pool:
         # one at a time stays in this thread: torch's number of threads is a setting of the thread that computes
         rows = (pool.map if threads > 1 else map)(lambda up: _run_slide(stage, up), upstream.values())
         for row in rows:
             done.append(row)
+            speed = pace.after(row.seconds, upstream[row.slide_id].status == OK)
             logger.info(
                 "%s: %d of %d slides%s, %s %s in %.1f s%s",
-                stage.name, len(done), len(upstream), pace.after(row, upstream[row.slide_id]), row.slide_id, row.status,
-                row.seconds, f" ({row.reason})" if row.reason else "",
+                stage.name, len(done), len(upstream), speed, row.slide_id, row.status, row.seconds,
+                f" ({row.reason})" if row.reason else "",
             )  # fmt: skip
     write_batch(index_path, done)
     return done
-
-
-class _Pace:
-    """How fast a batch goes and how long it will take, as text for the log.
-
-    Slides found finished cost no time and say nothing of the others, which are taken to need as long as those done now.
-    """
-
-    def __init__(self, to_do: int, threads: int) -> None:
-        self._left, self._threads = to_do, threads
-        self._worked, self._seconds = 0, 0.0
-
-    def after(self, row: BatchRow, upstream: BatchRow) -> str:
-        """Count a slide; empty until one was worked on."""
-        self._left -= upstream.status == OK
-        self._worked += row.seconds > 0
-        self._seconds += row.seconds
-        if not self._worked:
-            return ""
-        per_slide = self._seconds / self._worked / self._threads
-        text = f" ({1 / per_slide:.2f} slides/s"
-        return text + (f", about {duration(self._left * per_slide)} left)" if self._left else ")")
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min`` or ``3 h 05 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _run_slide(stage: Stage, upstream: BatchRow) -> BatchRow:

@@ -96,6 +96,11 @@ def expression_table():
     return layout.expression(RESULTS) if HAS_RNA else []
 
 
+def slide_list():
+    """The page that lists the pages of all slides; none where features are imported and no slide is read."""
+    return [layout.slide_pages(RESULTS)] if SLIDES and READS_SLIDES else []
+
+
 def stain_target():
     """A file of the user's that colours are matched to."""
     used = config["stain"]["method"] != "none" and config["stain"]["target"] != "builtin"

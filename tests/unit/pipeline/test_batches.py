@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.batches import Void, duration, run_batch
+from pipeline.batches import Void, run_batch
 from pipeline.contracts.batches import EXCLUDED, FAILED, OK, VOID, BatchRow, read_batch, write_batch
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.eligibility import sheet_verdicts
+from pipeline.pace import duration
 
 
 @dataclass
