@@ -64,7 +64,8 @@ def read_record(results: str | Path, stages: Mapping[str, BatchRow], encoders: S
     verdict = next((row for row in rows if row.status != OK), rows[-1])
     record = SlideRecord(verdict.slide_id, verdict.case_id, verdict, stages)
     slide_id = record.slide_id
-    made = {stage for stage, row in stages.items() if row.digest or row.status != OK}  # a lost slide's are looked for
+    # what the losing stage left is looked for, what later ones left is of an earlier run
+    made = {stage for stage, row in stages.items() if row.status == OK or row.stage == stage.partition("/")[0]}
 
     def attempt(stage: str, read: Any, path: str) -> Any:
         if stage not in made or not Path(path).exists():
@@ -78,10 +79,8 @@ def read_record(results: str | Path, stages: Mapping[str, BatchRow], encoders: S
 
     record.facts = attempt("check", read_slide_facts, layout.slide_facts(results, slide_id))
     record.tissue = attempt("tissue", read_tissue, layout.tissue_shape(results, slide_id))
-    if stages.get("tiles", verdict).status == OK:
-        record.tiles = attempt("tiles", read_tiles, layout.tiles(results, slide_id))
-    if stages.get("stain", verdict).status == OK:
-        record.stain = attempt("stain", read_stain, layout.stain_fit(results, slide_id))
+    record.tiles = attempt("tiles", read_tiles, layout.tiles(results, slide_id))
+    record.stain = attempt("stain", read_stain, layout.stain_fit(results, slide_id))
     for slug in encoders:
         stage = f"features/{slug}"
         timings = attempt(stage, read_timings, layout.slide_timings(results, slug, slide_id))
@@ -129,7 +128,7 @@ def slide_page(record: SlideRecord, overview: np.ndarray | None, target: StainCo
         "record": record,
         "verdict": record.verdict,
         "facts": _facts(record),
-        "stages": [(name, row) for name, row in record.stages.items()],
+        "stages": _stage_rows(record),
         "overview": None if overview is None else _overview(record, overview),
         "tiles": [_tile_row(record, m, grid) for m, grid in record.grids.items()],
         "reasons": sorted({reason for grid in record.grids.values() for reason in _excluded(grid)}),
@@ -163,8 +162,23 @@ def _facts(record: SlideRecord) -> list[tuple[str, str]]:
             *(("warning", warning) for warning in facts.warnings),
         ]
     if tissue:
-        rows.append(("tissue", f"{tissue.tissue_mm2:.2f} mm2 in {len(tissue.tissue)} pieces"))
+        rows.append(("tissue", f"{tissue.tissue_mm2:.2f} mm2 in {_counted(len(tissue.tissue), 'piece')}"))
         rows.append(("ink", f"{tissue.ink_mm2:.2f} mm2" if tissue.ink_mm2 else "none found"))
+    return rows
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _stage_rows(record: SlideRecord) -> list[tuple[str, BatchRow, str]]:
+    """Stages that the slide reached: name, row, and what that stage itself remarked (remarks add up over stages)."""
+    rows, before = [], ""
+    for name, row in record.stages.items():
+        if row.status != OK and row.stage != name.partition("/")[0] and name != next(iter(record.stages)):
+            continue
+        rows.append((name, row, row.reason.removeprefix(before).removeprefix("; ")))
+        before = row.reason if not name.startswith("features/") else before
     return rows
 
 

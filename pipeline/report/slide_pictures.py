@@ -19,7 +19,7 @@ THUMBNAIL_PX = 96
 SAMPLE_PX = 132
 SAMPLES = 12
 QUALITY = 78
-FILL = 90  #: alpha (0-255) of a layer's cells; their outlines are opaque
+FILL = 64  #: alpha (0-255) of a layer's cells; their outlines are opaque
 LEAST_OUTLINED_PX = 5  #: smaller cells are filled only
 
 
