@@ -30,6 +30,7 @@ localrules:
     trained,
     evaluated,
     report,
+    join_cohort,
     prepare_encoder,
 
 
