@@ -20,8 +20,8 @@ from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.contracts.timings import SlideTimings, read_timings
 from pipeline.contracts.tissue import Tissue, read_tissue
-from pipeline.report.figures import photograph
 from pipeline.report.pages import render_page
+from pipeline.report.pictures import photograph
 from pipeline.report.slide_pictures import OVERVIEW_PX, QUALITY, cell_layer, sampled_tiles, shrunk
 from pipeline.slide import open_checked
 

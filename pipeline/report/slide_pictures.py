@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.stains import StainColours
 from pipeline.contracts.tiles import TileGrid
-from pipeline.report.figures import Picture, photograph, png_image
+from pipeline.report.pictures import Picture, photograph, png_image
 from pipeline.slide import SlideReader
 from pipeline.stain_transfer import StainTransfer
 

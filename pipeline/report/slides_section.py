@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.contracts import layout
 from pipeline.contracts.batches import OK, STATUSES
 from pipeline.contracts.tiles import TileSet, read_tiles
-from pipeline.report.figures import photograph
+from pipeline.report.pictures import photograph
 from pipeline.report.reading import Run
 
 MOST_THUMBNAILS = 24
