@@ -218,6 +218,7 @@ class EmbeddingStage:
             revision=REVISIONS[self.name],
             digest=digest,
             slide_magnifications=tuple(float(m) for m in _grids(tiles)),
+            source_um_per_px=grid.source_um_per_px,
         )
 
 

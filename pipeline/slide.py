@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import SlideFacts
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.pixel_source import PixelSource, open_source
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
@@ -19,12 +20,12 @@ from pipeline.slide_backends import BACKGROUND, over_background
 
 LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
 _WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
-_BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
+_BLOCK_PX = 2048  # source pixels per side that are decoded at a time
 
 
 @dataclass(frozen=True)
 class Level:
-    """A stored level: size in its own pixels and exact level-0 pixels per pixel on each axis."""
+    """A stored level: size in its own pixels and level-0 pixels per pixel on each axis, fractions included."""
 
     width: int
     height: int
@@ -80,7 +81,7 @@ class SlideReader:
         self.background = BACKGROUND
         width, height = backend.sizes[0]
         self.dimensions = (width, height)
-        self.levels = tuple(Level(w, h, width / w, height / h) for w, h in backend.sizes)
+        self.levels = tuple(Level(w, h, _downsample(width, w), _downsample(height, h)) for w, h in backend.sizes)
         self.bounds = _within(backend.bounds or (0, 0, width, height), width, height)
         resolution = resolve(backend.properties, backend.mpp, backend.objective, um_per_px, self.path)
         self.um_per_px = resolution.um_per_px
@@ -166,7 +167,10 @@ class SlideReader:
         ------
         SlideError : a pixel of one of them cannot be decoded
         """
-        return self._averages(windows[0].lattice.level, [window.lines() for window in windows])
+        level, lines = windows[0].lattice.level, [window.lines() for window in windows]
+        if any(axis[-1] - axis[0] > _BLOCK_PX for lattice in lines for axis in lattice):
+            return [self._average(level, x, y) for x, y in lines]
+        return self._averages(level, lines)
 
     def thumbnail(self, um_per_px: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The whole slide at about `um_per_px`.
@@ -181,15 +185,18 @@ class SlideReader:
         )
         level = self.source_level(um_per_px)
         chosen = self.levels[level]
-        step_x, step_y = chosen.width / columns, chosen.height / rows
-        side = max(1, math.floor(_BLOCK_PX / max(step_x, step_y)))
-        out = np.empty((rows, columns, 3), np.uint8)
-        for top in range(0, rows, side):
-            for left in range(0, columns, side):
-                bottom, right = min(top + side, rows), min(left + side, columns)
-                x, y = np.arange(left, right + 1) * step_x, np.arange(top, bottom + 1) * step_y
-                out[top:bottom, left:right] = self._averages(level, [(x, y)])[0]
-        return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
+        x, y = (np.arange(n + 1) * (side / n) for n, side in ((columns, chosen.width), (rows, chosen.height)))
+        return self._average(level, x, y), (self.dimensions[0] / columns, self.dimensions[1] / rows)
+
+    def _average(self, level: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Area averages between lines (x, y) of a level, a block at a time: memory does not grow with the field."""
+        side = max(1, math.floor(_BLOCK_PX / max(x[1] - x[0], y[1] - y[0])))
+        out = np.empty((len(y) - 1, len(x) - 1, 3), np.uint8)
+        for top in range(0, len(out), side):
+            for left in range(0, out.shape[1], side):
+                lines = x[left : left + side + 1], y[top : top + side + 1]
+                out[top : top + side, left : left + side] = self._averages(level, [lines])[0]
+        return out
 
     def _averages(self, level: int, lattices: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """Area averages between lines (x, y) of a level, read once for all."""
@@ -210,7 +217,9 @@ class SlideReader:
         self.close()
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | None = None) -> SlideReader:
+def open_slide(
+    path: str | Path, um_per_px: float | None = None, backend: str | None = None, tiles: DecodedTiles | None = None
+) -> SlideReader:
     """Open a slide or a plain PNG/JPEG field.
 
     OpenSlide comes first, TiffSlide where OpenSlide cannot read a TIFF or sees one level of a pyramid only. JPEG tiles
@@ -221,6 +230,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
     path : the file (for DICOM, any instance of the series; for MIRAX, the .mrxs file)
     um_per_px : overrides the file's own value; required for PNG and JPEG fields
     backend : as an earlier check of this file recorded it, which saves the comparison
+    tiles : where decoded tiles are kept, for readers of one file in several threads to share
 
     Raises
     ------
@@ -232,7 +242,7 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         raise SlideError(f"{path}: {what}. Fix: correct its path in slides.tsv, or exclude the slide there.")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes). Fix: copy it again from its source.")
-    source = open_source(path, backend)
+    source = open_source(path, backend, tiles)
     try:
         return SlideReader(path, source, um_per_px)
     except BaseException:
@@ -240,9 +250,21 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         raise
 
 
-def open_checked(facts: SlideFacts) -> SlideReader:
+def open_checked(facts: SlideFacts, tiles: DecodedTiles | None = None) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
-    return open_slide(facts.path, facts.um_per_px_override, facts.backend)
+    return open_slide(facts.path, facts.um_per_px_override, facts.backend, tiles)
+
+
+def _downsample(full: int, side: int) -> float:
+    """Level-0 pixels per pixel of a level, from the length of an axis in pixels of each.
+
+    Lengths are whole, so near a whole factor they do not tell whether the writer averaged whole blocks, and dropped or
+    padded the last, or squeezed all of the slide into the level. The mean of both factors puts no pixel of the level
+    further than half of its size from where it is, whichever was done.
+    """
+    ratio = full / side
+    whole = max(1, round(ratio))
+    return (ratio + whole) / 2 if abs(full / whole - side) < 1 else ratio
 
 
 def _snapped(origin: float, step: float, length: int) -> tuple[float, float]:

@@ -198,8 +198,8 @@ def _tiff_properties(path: Path) -> dict[str, str]:
     with tifffile.TiffFile(path) as tiff:
         tags = tiff.pages.first.tags
         found = {"tiff.ImageDescription": str(tags["ImageDescription"].value)} if "ImageDescription" in tags else {}
-        if "ResolutionUnit" in tags:
-            found["tiff.ResolutionUnit"] = str(int(tags["ResolutionUnit"].value))
+        # TIFF 6.0: without the tag the unit is the inch, of which the code is 2.
+        found["tiff.ResolutionUnit"] = str(int(tags["ResolutionUnit"].value)) if "ResolutionUnit" in tags else "2"
         for name in ("XResolution", "YResolution"):
             if name in tags and tags[name].value[1]:
                 found[f"tiff.{name}"] = repr(tags[name].value[0] / tags[name].value[1])

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.shared_cells import SharedCells
 from pipeline.slide import SlideReader, Window, open_checked
 from pipeline.stain_transfer import StainTransfer
@@ -48,13 +49,15 @@ class TileStream:
 
     At most ``ahead + 1`` batches of the finest magnification are held at any time, and of each coarser one the tiles
     of one row of cells: memory does not grow with the slide's area. Each reader thread opens the slide for itself,
-    because slide libraries do not share a handle between threads.
+    because slide libraries do not share a handle between threads; the tiles
+    that they decode are shared.
     """
 
     def __init__(self, facts: SlideFacts, transfer: StainTransfer, readers: int = 1, ahead: int = 3) -> None:
         self._facts = facts
         self._transfer = transfer
         self._ahead = max(1, ahead)
+        self._tiles = DecodedTiles()
         self._own = threading.local()
         self._opened: list[SlideReader] = []
         self._pool = ThreadPoolExecutor(max(1, readers), thread_name_prefix="read")
@@ -102,7 +105,7 @@ class TileStream:
 
     def _slide(self) -> SlideReader:
         if not hasattr(self._own, "slide"):
-            self._own.slide = open_checked(self._facts)
+            self._own.slide = open_checked(self._facts, self._tiles)
             self._opened.append(self._own.slide)
         return self._own.slide
 

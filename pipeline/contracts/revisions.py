@@ -2,7 +2,7 @@
 
 REVISIONS = {
     "cohort": 1,
-    "check": 2,
+    "check": 3,
     "tissue": 1,
     "tiles": 1,
     "stain": 1,

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.contracts.errors import SlideError
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
-from pipeline.slide import open_slide
+from pipeline.slide import Window, _downsample, open_slide
 from tests.slide_files import half, image, noise, real_file, write_svs, write_tiff
 
 
@@ -64,6 +64,22 @@ def test_a_piece_of_an_average_is_the_average_of_the_piece(rng, scale):
         x, y = int(lines[left]), int(lines[top])
         piece = area_average(pixels[y:, x:], lines[left : right + 1] - x, lines[top : bottom + 1] - y)
         np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
+
+
+def test_averages_need_no_place_for_machine_code(monkeypatch):
+    """Where neither the package's folder nor the user's can be written, code is compiled for the process alone."""
+    from pipeline import box_means
+
+    compiler, asked = box_means.numba.njit, []
+
+    def nowhere(**options):
+        asked.append(options.get("cache", False))
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiler(**options)
+
+    monkeypatch.setattr(box_means.numba, "njit", nowhere)
+    assert box_means._compiled(lambda x: x + 1)(2) == 3 and asked == [True, False]
 
 
 # ---- um per pixel
@@ -150,8 +166,11 @@ def test_x_and_y_may_differ_by_five_per_cent():
 
 @pytest.mark.parametrize("mpp", [0.049, 40.1])
 def test_um_per_px_outside_its_bounds_stops_the_slide(mpp):
-    with pytest.raises(SlideError, match=r"outside 0\.05-40"):
-        resolve({}, (mpp, mpp), None, None, "a")
+    for vendor, sheet in (((mpp, mpp), None), ((0.5, 0.5), mpp)):
+        with pytest.raises(SlideError, match=r"outside 0\.05-40"):
+            resolve({}, vendor, None, sheet, "a")
+    limit = 0.05 if mpp < 1 else 40.0
+    assert resolve({}, (limit, limit), None, None, "a").um_per_px == (limit, limit)
 
 
 # ---- opening
@@ -166,25 +185,37 @@ def test_aperio_facts(tmp_path, rng):
         assert [(v.downsample_x, v.downsample_y) for v in slide.levels] == [(1, 1), (4, 4)]
 
 
-def test_downsample_is_exact_per_axis_and_levels_are_not_truncated(tmp_path, rng):
-    base = noise(803, 602, rng)
-    levels = [base, cv2.resize(base, (201, 150), interpolation=cv2.INTER_AREA)]
+@pytest.mark.parametrize(
+    ("full", "side", "downsample"),
+    [
+        (46000, 11500, 4.0),
+        (46000, 11499, 46000 / 11499),  # a whole pixel away from a factor of 4
+        (46000, 11503, 46000 / 11503),  # 3.999
+        (46003, 11500, 4 + 1.5 / 11500),  # blocks of 4 px of which the last was dropped, or all squeezed into 11500 px?
+        (46001, 11501, 4 - 1.5 / 11501),  # the last one padded, or all squeezed?
+        (1000, 251, 1000 / 251),
+        (130, 130, 1.0),
+        (130, 1, 130.0),
+    ],
+)
+def test_downsample_is_exact_or_between_what_it_may_be(full, side, downsample):
+    assert _downsample(full, side) == pytest.approx(downsample, rel=1e-14)
+    for possible in (full / side, 4):
+        if abs(full / possible - side) < 1:
+            assert abs(_downsample(full, side) - possible) * side / possible <= 0.5
+
+
+def test_levels_are_not_truncated_and_axes_stay_apart(tmp_path, rng):
+    base = noise(1000, 622, rng)
+    levels = [base, cv2.resize(base, (251, 155))]  # 3.98 and 4.01: an int would make it 3
     with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
-        assert slide.levels[1].downsample_x == 803 / 201 and slide.levels[1].downsample_y == 602 / 150
-        assert slide.source_level(1.0) == 1  # 1.003 um/px serves 1
+        assert (slide.levels[1].downsample_x, slide.levels[1].downsample_y) == (1000 / 251, (622 / 155 + 4) / 2)
+        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * (622 / 155 + 4) / 2))
+        assert slide.source_level(1.0) == 1  # 1.0016 um/px serves 1
         assert slide.source_level(0.99) == 1
         assert slide.source_level(0.9) == 0
         assert slide.source_level(8) == 1
         assert slide.source_level(0.1) == 0
-
-
-def test_level_just_below_a_whole_downsample_is_found(tmp_path, rng):
-    base = noise(1000, 800, rng)
-    levels = [base, cv2.resize(base, (251, 201))]  # 3.98: an int would make it 3
-    with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
-        assert slide.source_level(1.0) == 1
-        assert slide.source_level(0.9) == 0
-        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * 800 / 201))
 
 
 def test_regions_are_exact_and_white_outside(tmp_path, rng):
@@ -227,6 +258,21 @@ def test_thumbnail_covers_the_slide_exactly_and_has_no_seams(tmp_path, rng, monk
         assert (slide.thumbnail(3.1)[0] == whole).all()
         one, _ = slide.thumbnail(1e4)
         assert one.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("um_per_px", [1.0, 1.87])
+def test_fields_are_read_a_block_at_a_time(tmp_path, rng, monkeypatch, um_per_px):
+    """A tile of few pixels may span a great part of a slide that has no pyramid."""
+    with open_slide(write_tiff(tmp_path / "a.tif", [noise(301, 205, rng)])) as slide:
+        lattice = slide.lattice(-3.5, 2.25, um_per_px)
+        windows = [Window(lattice, 0, 0, 60), Window(lattice, 30, 15, 30)]
+        whole = slide.read_windows(windows)
+        read, sizes = slide.read, []
+        monkeypatch.setattr(slide, "read", lambda *args: (sizes.append(args[3:]), read(*args))[1])
+        monkeypatch.setattr("pipeline.slide._BLOCK_PX", 30)
+        for part, expected in zip(slide.read_windows(windows), whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+        assert len(sizes) > 8 and max(max(size) for size in sizes) <= 31
 
 
 def test_fields_need_um_per_px_and_lose_alpha_over_white(tmp_path, rng):
