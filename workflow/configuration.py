@@ -14,6 +14,7 @@ from jsonschema.exceptions import ValidationError
 from models.experiment import Experiment, check_sources
 from models.registry import entry, needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
@@ -142,8 +143,15 @@ def _pair_of(given: Any, known: list[float], where: str) -> list[float]:
 
 def _check_encoder(encoder: dict[str, Any]) -> None:
     where = f"config.yaml encoders '{encoder['slug']}'"
-    if (encoder["weights"] == "file") != bool(encoder["path"]):
-        raise InputError(where, "path and weights: file go together.", "give both, or neither.")
+    if (encoder["weights"] in ("file", IMPORTED)) != bool(encoder["path"]):
+        raise InputError(where, "path and weights: file go together.", "give both, or neither; imported has one too.")
+    if encoder["weights"] == IMPORTED:
+        if not (Path(encoder["path"]) / "index.tsv").is_file():
+            problem = f"'{encoder['path']}' holds no imported features."
+            raise InputError(f"{where} path", problem, "write it with `histoweave import`.")
+        return
+    if not encoder["name"]:
+        raise InputError(where, "name is missing.", "give a timm name, or hf-hub:owner/model.")
     if encoder["path"] and not Path(encoder["path"]).is_file():
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 
@@ -175,6 +183,12 @@ def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) 
     if not slides:
         raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
     _check_target(config["stain"]["target"], [slide.slide_id for slide in slides])
+    if all(slide.exclude for slide in slides):
+        raise InputError(
+            path,
+            f"every slide is excluded; the first: {slides[0].exclude}.",
+            "correct the `exclude` column, or inputs.slide_types and inputs.keep_normal in config.yaml.",
+        )
     if not any(slide.case_id in cases.rows for slide in slides):
         raise InputError(
             path,

@@ -7,6 +7,8 @@ REVISIONS = {
     "tiles": 2,
     "stain": 2,
     "features": 1,
+    "import": 1,
+    "quality": 1,
     "expression": 2,
     "splits": 1,
     "genes": 2,

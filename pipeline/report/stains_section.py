@@ -14,7 +14,7 @@ from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.stains import StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, read_tiles
-from pipeline.report.figures import photograph
+from pipeline.report.pictures import photograph
 from pipeline.report.reading import Run
 from pipeline.report.slides_section import spread
 from pipeline.slide import open_checked

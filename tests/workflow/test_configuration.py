@@ -123,6 +123,13 @@ def test_two_magnifications_and_sources_are_written_out(config):
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
         (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
+        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': name is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a", "weights": "imported"}]), "path and weights: file go"),
+        (
+            lambda c: c.update(encoders=[{"slug": "a", "weights": "imported", "path": "gone"}]),
+            "'gone' holds no imported features",
+        ),
+        (lambda c: c["inputs"].update(slide_types=["XX"]), "config.yaml inputs.slide_types.0"),
         (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
         (
             lambda c: c.update(splits={"folds": "five"}),
@@ -152,6 +159,11 @@ def test_a_preset_is_enough_to_name_an_encoder(config, entry):
         ("slide_id\tcase_id\tpath\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "the slide sheet has no row"),
         ("slide_id\tcase_id\tpath\ns\tX\ts\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "no slide belongs to any case"),
         ("slide_id\tcase_id\tpath\ns\tA\ts\n", "case_id\tgrad\nA\tG2\n", "did you mean 'grad'?"),
+        (
+            "slide_id\tcase_id\tpath\texclude\ns\tA\ts\ttorn\n",
+            "case_id\tgrade\nA\tG2\nB\tG3\n",
+            "every slide is excluded; the first: torn",
+        ),
     ],
 )
 def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):

@@ -13,6 +13,7 @@ AFTER_FEATURES = [
     "train_model grade slides", "train_model survival fusion",
 ]  # fmt: skip
 BATCH = "auto0000of0001"
+PAGES = [f"describe_slides {BATCH}", "list_slides"]
 
 
 def touched(before: dict[str, int], after: dict[str, int]) -> set[str]:
@@ -38,7 +39,7 @@ def test_touching_one_slide(cohort):
     slide.touch()
     assert cohort.planned() == sorted(
         [f"check_slides {BATCH}", f"detect_tissue {BATCH}", f"tile_slides {BATCH}", f"fit_stains {BATCH}",
-         f"embed_tiles {BATCH}", "index_features tiny", *AFTER_FEATURES, "all"]
+         f"embed_tiles {BATCH}", "index_features tiny", *PAGES, *AFTER_FEATURES, "all"]
     )  # fmt: skip
     before = cohort.stamps(*SLIDE_FILES)
     cohort.snakemake()
@@ -87,7 +88,7 @@ def test_changing_encoders(cohort):
     cohort.edit_config(lambda c: c["experiments"][1].update(encoder="other"))
     assert cohort.planned() == sorted(
         ["fetch_weights other", f"embed_tiles {BATCH}", "index_features other", "train_model grade slides",
-         "predict_cases grade slides", "evaluate_task grade", "build_report", "conclude", "all"]
+         "predict_cases grade slides", "evaluate_task grade", "build_report", "conclude", *PAGES, "all"]
     )  # fmt: skip
     kept = (
         "features/tiny/*x/*",

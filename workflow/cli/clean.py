@@ -20,6 +20,7 @@ SLIDE_STAGES = {
     "tiles": ("tiles", ["tiles/{slide}.h5", "tiles/{slide}.png"]),
     "stain": ("stain", ["stain/{slide}.json"]),
     "features": ("features/*", ["features/*/*x/{slide}.h5", "features/*/_timings/{slide}.json"]),
+    "quality": ("quality", ["quality/{slide}.html", "quality/{slide}.jpg", "quality/{slide}.json"]),
 }
 WHOLE_STAGES = {
     "cohort": ["cohort"],

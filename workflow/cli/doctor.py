@@ -15,8 +15,10 @@ import yaml
 from models.experiment import Experiment
 from pipeline.contracts import layout
 from pipeline.contracts.cohort import Slide, read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError, SlideError
 from pipeline.contracts.slide_files import is_remote
+from pipeline.contracts.slide_types import select_types
 from pipeline.encoder_table import KNOWN, departures
 from pipeline.remote_files import remote_file
 from workflow.configuration import checked
@@ -134,7 +136,12 @@ def _encoders(config: dict) -> Iterator[Finding]:
 
 
 def _slides(config: dict) -> Iterator[Finding]:
-    slides = [slide for slide in read_slides(config["inputs"]["slides"]) if not slide.exclude]
+    inputs = config["inputs"]
+    sheet = select_types(read_slides(inputs["slides"]), inputs["slide_types"], inputs["keep_normal"])
+    slides = [slide for slide in sheet if not slide.exclude]
+    if config["encoders"] and all(encoder["weights"] == IMPORTED for encoder in config["encoders"]):
+        yield Finding("note", f"features are imported: {len(slides)} slides, whose files are not read")
+        return
     remote = [slide for slide in slides if is_remote(slide.path)]
     yield from _remote(remote)
     slides = [slide for slide in slides if slide not in remote]
