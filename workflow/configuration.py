@@ -45,7 +45,9 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         _resolve_experiment(experiment, config)
         Experiment(**experiment)
     _check_target(config["stain"])
-    if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
+    _check_aliases(config["expression"]["aliases"])
+    units = {config["expression"]["unit"], *(source.unit for source in table_sources(config["inputs"]["expression"]))}
+    if "zscore" in units and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
             "'hvg' is meaningless on z-scores: every gene has unit variance already, so it would pick outliers.",
@@ -138,6 +140,12 @@ def _check_target(stain: dict[str, Any]) -> None:
         raise InputError(where, f"'{target}' is a result of this very workflow.", "copy it beside your sheets first.")
     if not Path(target).is_file():
         raise InputError(where, f"'{target}' is neither builtin nor a file.", "correct the path.")
+
+
+def _check_aliases(path: str | None) -> None:
+    if path and not Path(path).is_file():
+        where = "config.yaml expression.aliases"
+        raise InputError(where, f"'{path}' does not exist.", "name HGNC's hgnc_complete_set.txt, or set null.")
 
 
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:

@@ -93,6 +93,17 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c["experiments"][0].update(name="../x"), "config.yaml experiments.0.name"),
         (lambda c: c["inputs"].update(expression=None), "needs genes, but inputs.expression is not given"),
         (lambda c: c.update(expression={"unit": "zscore"}), "'hvg' is meaningless on z-scores"),
+        (
+            lambda c: c["inputs"].update(expression={"a": "rna.tsv", "b": {"path": "cases.tsv", "unit": "zscore"}}),
+            "'hvg' is meaningless on z-scores",
+        ),
+        (
+            lambda c: c["inputs"].update(expression={"a": "nowhere.tsv"}),
+            "inputs.expression: 'nowhere.tsv' does not exist",
+        ),
+        (lambda c: c["inputs"].update(expression={"a": {"path": "rna.tsv", "unti": "tpm"}}), "inputs.expression: "),
+        (lambda c: c["inputs"].update(expression=["rna.tsv", "rna.tsv"]), "'rna.tsv' is named twice"),
+        (lambda c: c.update(expression={"aliases": "hgnc.txt"}), "expression.aliases: 'hgnc.txt' does not exist"),
         (lambda c: c["experiments"][0].update(init_from="x"), "init_from is not supported yet"),
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
@@ -111,6 +122,13 @@ def test_one_error_that_names_the_key(config, change, expected):
     with pytest.raises(InputError) as caught:
         checked(config)
     assert expected in str(caught.value)
+
+
+def test_several_expression_tables(config):
+    tables = {"one": "rna.tsv", "two": {"path": "cases.tsv", "unit": "tpm"}}
+    for value in (tables, list(tables.values())):
+        config["inputs"]["expression"] = value
+        assert checked(config)["inputs"]["expression"] == value
 
 
 @pytest.mark.parametrize(
