@@ -22,6 +22,7 @@ localrules:
     tissue,
     tiles,
     stains,
+    weights,
     features,
     expression,
     splits,
@@ -30,7 +31,7 @@ localrules:
     evaluated,
     report,
     join_cohort,
-    prepare_encoder,
+    fetch_weights,
 
 
 rule all:
@@ -61,6 +62,12 @@ rule stains:
     input:
         rules.join_cohort.output,
         batch_indexes("stain"),
+
+
+rule weights:
+    input:
+        rules.join_cohort.output,
+        [layout.encoder_weights(RESULTS, e) for e in EMBEDDED],
 
 
 rule features:

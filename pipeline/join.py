@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.contracts.cohort import CaseSheet, Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.files import write_table, write_text
+from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.tasks import Task, read_labels
 from pipeline.expression import ExpressionParams
 from pipeline.expression.samples import table_cases
@@ -69,11 +70,12 @@ def _slide_findings(slides: Sequence[Slide], sheet: CaseSheet) -> Iterable[Findi
             yield Finding(ERROR, "slide_of_unknown_case", slide.slide_id, f"case '{slide.case_id}' is unknown{hint}")
         if slide.exclude:
             yield Finding(INFO, "slide_excluded", slide.slide_id, slide.exclude)
-        elif not Path(slide.path).exists():
+        elif not is_remote(slide.path) and not Path(slide.path).exists():
             yield Finding(ERROR, "slide_file_missing", slide.slide_id, f"'{slide.path}' does not exist")
     paths: dict[str, str] = {}
     for slide in slides:
-        other = paths.setdefault(str(Path(slide.path).resolve()), slide.slide_id)
+        place = slide.path if is_remote(slide.path) else str(Path(slide.path).resolve())
+        other = paths.setdefault(place, slide.slide_id)
         if other != slide.slide_id:
             yield Finding(WARNING, "same_file_twice", slide.slide_id, f"the same file as slide '{other}'")
     with_slides = {s.case_id for s in slides if not s.exclude}

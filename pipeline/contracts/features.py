@@ -38,7 +38,8 @@ class BagSource:
     """What a bag was made from. Pairs are (x, y).
 
     `um_per_px` is what the magnification asks for (10 / magnification), `achieved_um_per_px` what the tiles
-    have, `level0_um_per_px` the slide's. `savetodir` is the folder relative to ``results/``, so that a file
+    have, `level0_um_per_px` the slide's, `source_um_per_px` the stored level's that they were read from (empty
+    if that is not known). `savetodir` is the folder relative to ``results/``, so that a file
     is the same wherever the results lie. `weights` is one of `WEIGHTS`; `stain` the normalisation of the tiles.
     `slide_magnifications` are those of all the slide's files, so that a missing sibling is noticed.
     """
@@ -62,6 +63,7 @@ class BagSource:
     digest: str
     overlap: int = 0
     slide_magnifications: tuple[float, ...] = ()
+    source_um_per_px: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -298,6 +300,8 @@ def _read_source(path: str | Path, file: h5py.File) -> tuple[BagSource, int]:
     check_version(path, KIND, FORMAT_VERSION, attributes.get("kind"), attributes.get("format_version"))
     values = {}
     for field in fields(BagSource):
+        if field.name not in attributes:
+            continue  # those without a default are missed below
         value = attributes[field.name]
         if isinstance(value, np.ndarray):
             value = tuple(value.tolist())

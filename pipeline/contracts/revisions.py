@@ -2,10 +2,10 @@
 
 REVISIONS = {
     "cohort": 1,
-    "check": 2,
-    "tissue": 1,
-    "tiles": 1,
-    "stain": 1,
+    "check": 3,
+    "tissue": 2,
+    "tiles": 2,
+    "stain": 2,
     "features": 1,
     "expression": 2,
     "splits": 1,

@@ -10,7 +10,7 @@ import yaml
 
 from models.evaluate import EvaluationParams
 from models.experiment import Experiment
-from pipeline.contracts.cohort import read_cases, read_slides
+from pipeline.contracts.cohort import Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task
@@ -72,6 +72,27 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         assert text.split(f"\n{key}:", 1)[0].rpartition("\n")[2].startswith("# "), f"no comment above {key}"
 
 
+def pair(config: dict, magnification, magnifications=(20, 10, 5)) -> None:
+    """Let the experiment read two magnifications."""
+    encoder = {"slug": "tiny", "name": "test_resnet.r160_in1k", "weights": "random"}
+    config.update(tiles={"magnifications": list(magnifications)}, encoders=[encoder])
+    config["experiments"][0].update(model="disentangled-teacher", magnification=magnification)
+
+
+def test_two_magnifications_and_sources_are_written_out(config):
+    pair(config, [5, 10])
+    config["experiments"].append({"name": "student", "model": "disentangled-student", "init_from": "snn"})
+    with pytest.raises(InputError, match="magnification"):
+        checked(config)
+    config["experiments"][1]["magnification"] = [10, 5]
+    first, second = checked(config)["experiments"]
+    assert first["magnification"] == second["magnification"] == [10, 5]
+    assert second["init_from"] == ["snn"] and second["needs"] == ["slides"]
+    pair(config, None)
+    del config["experiments"][1]
+    assert checked(config)["experiments"][0]["magnification"] == [20, 10]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -104,12 +125,15 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c["inputs"].update(expression={"a": {"path": "rna.tsv", "unti": "tpm"}}), "inputs.expression: "),
         (lambda c: c["inputs"].update(expression=["rna.tsv", "rna.tsv"]), "'rna.tsv' is named twice"),
         (lambda c: c.update(expression={"aliases": "hgnc.txt"}), "expression.aliases: 'hgnc.txt' does not exist"),
-        (lambda c: c["experiments"][0].update(init_from="x"), "init_from is not supported yet"),
+        (lambda c: c["experiments"][0].update(init_from="sn"), "unknown experiment 'sn'; did you mean 'snn'?"),
+        (lambda c: c["experiments"][0].update(init_from="snn"), "'snn' would have to be trained before itself"),
+        (lambda c: pair(c, [20, 5]), "[20, 5] are not two that follow each other. Fix: use [20, 10] or [10, 5]."),
+        (lambda c: pair(c, 20), "20 are not two that follow each other"),
+        (lambda c: pair(c, None, [20]), "the model reads two magnifications"),
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
+        (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
-        (lambda c: c.update(stain={"target": "nowhere.png"}), "'nowhere.png' is neither builtin nor a file"),
-        (lambda c: c.update(stain={"target": "results/stain/a.json"}), "is a result of this very workflow"),
         (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
         (
             lambda c: c.update(splits={"folds": "five"}),
@@ -131,6 +155,15 @@ def test_several_expression_tables(config):
         assert checked(config)["inputs"]["expression"] == value
 
 
+@pytest.mark.parametrize("entry", [{"preset": "papers-resnet50-l3"}, {"slug": "papers-resnet50-l3"}])
+def test_a_preset_is_enough_to_name_an_encoder(config, entry):
+    config["encoders"] = [entry]
+    (encoder,) = checked(config)["encoders"]
+    assert (encoder["slug"], encoder["name"]) == ("papers-resnet50-l3", "resnet50.tv_in1k")
+    assert encoder["layer"] == "layer3" and encoder["weights"] == "pretrained"
+    EncoderSpec(**encoder)
+
+
 @pytest.mark.parametrize(
     ("slides", "cases", "expected"),
     [
@@ -145,6 +178,30 @@ def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
     with pytest.raises(InputError) as caught:
         check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("nowhere.png", "'nowhere.png' is neither builtin, cohort, a slide of the sheet nor a file"),
+        ("slide-2", "did you mean 'slide-1'?"),
+        ("results/stain/a.json", "is a result of this very workflow"),
+    ],
+)
+def test_stain_targets_that_nothing_stands_for(config, target, expected):
+    slides = [Slide("slide-1", "A", "a.svs")]
+    Path("cases.tsv").write_text("case_id\tgrade\nA\tG2\nB\tG3\n")
+    config.update(stain={"target": target})
+    with pytest.raises(InputError) as caught:
+        check_cohort(checked(config), slides, read_cases("cases.tsv"))
+    assert expected in str(caught.value) and "config.yaml stain.target" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["builtin", "cohort", "slide-1", "cases.tsv"])
+def test_stain_targets_that_can_be(config, target):
+    Path("cases.tsv").write_text("case_id\tgrade\nA\tG2\nB\tG3\n")
+    config.update(stain={"target": target})
+    check_cohort(checked(config), [Slide("slide-1", "A", "a.svs")], read_cases("cases.tsv"))
 
 
 def test_a_ledger_that_was_edited_after_the_folds_were_made(tmp_path):

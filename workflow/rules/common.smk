@@ -12,7 +12,8 @@ from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_files import files_of_slide, is_remote
+from pipeline.contracts.stain_targets import target_kind
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
 
@@ -30,9 +31,11 @@ except HistoweaveError as error:
 BATCHES = batches(SLIDES)
 ALL_CORES = workflow.resource_settings.cores or 1
 CASES_DIGEST = digest_of(sorted(CASES.rows))
+TARGET_KIND = target_kind(config["stain"]["target"], [slide.slide_id for slide in SLIDES])
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
+EMBEDDED = list(ENCODERS)
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
 FOLDS = list(range(config["splits"]["folds"]))
 RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]
@@ -49,6 +52,11 @@ def batch_indexes(stage):
     return [layout.batch_index(RESULTS, stage, batch) for batch in BATCHES]
 
 
+def embedded_indexes():
+    """What one embedding job declares: an index per encoder (a name that nobody asks for where there is none)."""
+    return [layout.batch_index(RESULTS, f"features/{e}", "{batch}") for e in EMBEDDED or ["none"]]
+
+
 def sheet_rows(wildcards):
     """The batch's rows of the slide sheet, for the script."""
     return [vars(slide) for slide in BATCHES[wildcards.batch]]
@@ -58,12 +66,25 @@ def slide_identities(wildcards):
     """Size and time of all files of the batch's slides: a replaced one reruns the batch, a missing one stops nothing."""
     identities = []
     for slide in BATCHES[wildcards.batch]:
+        if is_remote(slide.path):  # planning asks nothing of the network
+            identities.append(f"{slide.slide_id} {slide.path}")
+            continue
         try:
             stats = [os.stat(path) for path in files_of_slide(slide.path)]
             identities.append(" ".join([slide.slide_id, *(f"{s.st_size} {s.st_mtime_ns}" for s in stats)]))
         except OSError:
             identities.append(f"{slide.slide_id} missing")
     return identities
+
+
+def annotation_identities(wildcards):
+    """Size and time of the batch's files of outlines, so that an edited one reruns the batch; none where none is used."""
+    pattern = config["tissue"]["annotations"]
+    if pattern is None:
+        return []
+    paths = [pattern.replace("{slide_id}", slide.slide_id) for slide in BATCHES[wildcards.batch]]
+    stats = [os.stat(path) if os.path.isfile(path) else None for path in paths]
+    return [f"{s.st_size} {s.st_mtime_ns}" if s else "missing" for s in stats]
 
 
 def batch_cases(wildcards):
@@ -79,10 +100,24 @@ def expression_table():
     return layout.expression(RESULTS) if HAS_RNA else []
 
 
+def target_fits():
+    """The stain fits that the target is made of. Later slides do not change a cohort's median: their time is ignored."""
+    if TARGET_KIND == "cohort":
+        return [ancient(index) for index in batch_indexes("stain")]
+    if TARGET_KIND == "slide":
+        batch = next(b for b, slides in BATCHES.items() for s in slides if s.slide_id == config["stain"]["target"])
+        return [layout.batch_index(RESULTS, "stain", batch)]
+    return []
+
+
+def target_file():
+    return [config["stain"]["target"]] if TARGET_KIND in ("stains", "image", "slide_file") else []
+
+
 def stain_target():
-    """A file of the user's that colours are matched to."""
-    used = config["stain"]["method"] != "none" and config["stain"]["target"] != "builtin"
-    return [config["stain"]["target"]] if used else []
+    """The file of the stains that tiles are painted in; none where they are the built-in ones or stay as they are."""
+    used = config["stain"]["method"] != "none" and TARGET_KIND != "builtin"
+    return [layout.stain_target(RESULTS)] if used else []
 
 
 def expression_path(wildcards):
@@ -113,8 +148,24 @@ def gene_lists():
     return [path for path in gene_sets(None) if path != "builtin"]
 
 
+def sources_of(experiment):
+    """Experiments whose models this one takes over, fold by fold."""
+    return EXPERIMENTS[experiment]["init_from"] or []
+
+
 def training_inputs(wildcards):
-    """What one experiment trains on: only the modalities that its model uses, so that only they rerun it."""
+    """What one experiment trains on: what its model reads, and other experiments with what these read to teach it."""
+    inputs = prediction_inputs(wildcards)
+    sources = sources_of(wildcards.experiment)
+    if sources:
+        inputs["sources"] = [layout.models_index(RESULTS, wildcards.task, source) for source in sources]
+    if any(needs(source, "genes") for source in sources):
+        inputs["expression"] = layout.expression(RESULTS)
+    return inputs
+
+
+def prediction_inputs(wildcards):
+    """What one experiment's model reads: only the modalities that it uses, so that only they rerun it."""
     inputs = {"splits": layout.splits(RESULTS)}
     if needs(wildcards.experiment, "slides"):
         inputs["features"] = layout.features_index(RESULTS, EXPERIMENTS[wildcards.experiment]["encoder"])

@@ -27,6 +27,7 @@ rule conclude:
     input:
         report=rules.build_report.output.report,
         slides=[i for e in ENCODERS for i in batch_indexes(f"features/{e}")],
+        features=[layout.features_index(RESULTS, e) for e in ENCODERS],
         trained=[layout.models_index(RESULTS, t, x) for t, x in RUNS],
     output:
         verdict=layout.verdict(RESULTS),

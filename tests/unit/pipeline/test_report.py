@@ -297,6 +297,14 @@ def test_says_what_data_are(run: Path) -> None:
     )
 
 
+def test_says_what_an_encoder_is_meant_for(run: Path) -> None:
+    known = {**CONFIG["encoders"][0], "preset": "uni", "input_px": 224}
+    tiles = {**CONFIG.get("tiles", {}), "size_px": 224, "magnifications": [20, 10]}
+    text = build({**CONFIG, "tiles": tiles, "encoders": [known]}).text
+    assert "licence CC-BY-NC-ND-4.0" in text and "sees 1 um/px at 10x" in text and "is meant for 0.5" in text
+    assert "licence" not in build().text
+
+
 def test_results_are_there(run: Path) -> None:
     page = build()
     assert ["snn", "8", "0.712 0.600 to 0.800"] in page.rows
