@@ -49,7 +49,9 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
     check_sources([Experiment(**x) for x in config["experiments"]], [task["name"] for task in config["tasks"]])
-    if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
+    _check_aliases(config["expression"]["aliases"])
+    units = {config["expression"]["unit"], *(source.unit for source in table_sources(config["inputs"]["expression"]))}
+    if "zscore" in units and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
             "'hvg' is meaningless on z-scores: every gene has unit variance already, so it would pick outliers.",
@@ -168,6 +170,12 @@ def _check_target(target: str, slide_ids: list[str]) -> None:
             f"'{target}' is neither builtin, cohort, a slide of the sheet nor a file{nearest(target, slide_ids)}.",
             "correct it.",
         )
+
+
+def _check_aliases(path: str | None) -> None:
+    if path and not Path(path).is_file():
+        where = "config.yaml expression.aliases"
+        raise InputError(where, f"'{path}' does not exist.", "name HGNC's hgnc_complete_set.txt, or set null.")
 
 
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:

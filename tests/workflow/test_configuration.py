@@ -114,6 +114,17 @@ def test_two_magnifications_and_sources_are_written_out(config):
         (lambda c: c["experiments"][0].update(name="../x"), "config.yaml experiments.0.name"),
         (lambda c: c["inputs"].update(expression=None), "needs genes, but inputs.expression is not given"),
         (lambda c: c.update(expression={"unit": "zscore"}), "'hvg' is meaningless on z-scores"),
+        (
+            lambda c: c["inputs"].update(expression={"a": "rna.tsv", "b": {"path": "cases.tsv", "unit": "zscore"}}),
+            "'hvg' is meaningless on z-scores",
+        ),
+        (
+            lambda c: c["inputs"].update(expression={"a": "nowhere.tsv"}),
+            "inputs.expression: 'nowhere.tsv' does not exist",
+        ),
+        (lambda c: c["inputs"].update(expression={"a": {"path": "rna.tsv", "unti": "tpm"}}), "inputs.expression: "),
+        (lambda c: c["inputs"].update(expression=["rna.tsv", "rna.tsv"]), "'rna.tsv' is named twice"),
+        (lambda c: c.update(expression={"aliases": "hgnc.txt"}), "expression.aliases: 'hgnc.txt' does not exist"),
         (lambda c: c["experiments"][0].update(init_from="sn"), "unknown experiment 'sn'; did you mean 'snn'?"),
         (lambda c: c["experiments"][0].update(init_from="snn"), "'snn' would have to be trained before itself"),
         (lambda c: pair(c, [20, 5]), "[20, 5] are not two that follow each other. Fix: use [20, 10] or [10, 5]."),
@@ -142,6 +153,13 @@ def test_one_error_that_names_the_key(config, change, expected):
     with pytest.raises(InputError) as caught:
         checked(config)
     assert expected in str(caught.value)
+
+
+def test_several_expression_tables(config):
+    tables = {"one": "rna.tsv", "two": {"path": "cases.tsv", "unit": "tpm"}}
+    for value in (tables, list(tables.values())):
+        config["inputs"]["expression"] = value
+        assert checked(config)["inputs"]["expression"] == value
 
 
 @pytest.mark.parametrize("entry", [{"preset": "papers-resnet50-l3"}, {"slug": "papers-resnet50-l3"}])
