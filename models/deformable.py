@@ -29,7 +29,10 @@ HEAD_WIDTH = 64
 WINDOW, STRIDE, BORDER = 6, 4, 1
 OFFSET_RANGE = 4.0
 UNIT_TILES = 24.5  # half the side of the reference's 50 x 50 lattice, corner to corner
-PAIRS_PER_CHUNK = 2**22  # of query and key; 12 values each are kept for the backward pass
+# Of query and key; 12 values each are kept for the backward pass. Arrays of 32 MiB or more go back to the system when
+# they are freed, smaller ones leave holes between the chunks' outputs: at 20,000 tiles 1 GB is used instead of 5, for a
+# third more time.
+PAIRS_PER_CHUNK = 9_000_000
 EXACT_PAIRS_PER_CHUNK = 2**19  # some 200 values each
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from models.layers import full_precision
 
 NEIGHBOURS = 5  # the token itself among them
-DISTANCES_PER_CHUNK = 2**22
+DISTANCES_PER_CHUNK = 9_000_000  # 34 MiB, so that it goes back to the system, see `models.deformable`
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from benchmarks.model_steps import DIRECT, OURS, TABULATED, build, measured_apar
 @pytest.mark.parametrize("name", TABULATED)
 def test_both_forms_give_the_same_logits(monkeypatch, name):
     monkeypatch.setattr("models.deformable.EXACT_PAIRS_PER_CHUNK", 2**19)  # build changes them; this brings them back
-    monkeypatch.setattr("models.density_peaks.DISTANCES_PER_CHUNK", 2**22)
+    monkeypatch.setattr("models.density_peaks.DISTANCES_PER_CHUNK", 9_000_000)
     torch.manual_seed(1)
     with torch.no_grad():
         models = [build(name, form).eval() for form in (OURS, DIRECT)]

@@ -39,7 +39,7 @@ def case(rng: torch.Generator, tiles: list[int]) -> Batch:
     coarse_cells, fine_cells, parents = [], [], []
     for n in tiles:
         width = max(9, math.isqrt(n))
-        chosen = torch.randperm(max(63, 2 * n), generator=rng)[:n]
+        chosen = torch.randperm(max(63, 5 * n // 4), generator=rng)[:n]
         cell = torch.stack([chosen % width, chosen // width], dim=1)
         parent = torch.cat([torch.arange(n), torch.arange(0, n, 2)])
         corner = torch.cat([torch.zeros(n, 2, dtype=torch.int64), torch.ones(len(parent) - n, 2, dtype=torch.int64)])
