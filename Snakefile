@@ -24,6 +24,7 @@ localrules:
     stains,
     weights,
     features,
+    quality,
     expression,
     splits,
     genes,
@@ -74,6 +75,12 @@ rule features:
     input:
         rules.join_cohort.output,
         [layout.features_index(RESULTS, e) for e in ENCODERS],
+
+
+rule quality:
+    input:
+        rules.join_cohort.output,
+        slide_list(),
 
 
 rule expression:

@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 from pipeline.contracts.batches import FAILED, OK, VOID, BatchRow, write_batch
 from pipeline.contracts.errors import HistoweaveError, InputError, MachineError
+from pipeline.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,16 @@ def run_batch(
     `threads` slides are worked on at a time.
     """
     done: list[BatchRow] = []
+    pace = Pace(sum(row.status == OK for row in upstream.values()), max(1, threads))
     with ThreadPoolExecutor(max(1, threads)) as pool:
         # one at a time stays in this thread: torch's number of threads is a setting of the thread that computes
         rows = (pool.map if threads > 1 else map)(lambda up: _run_slide(stage, up), upstream.values())
         for row in rows:
             done.append(row)
+            speed = pace.after(row.seconds, upstream[row.slide_id].status == OK)
             logger.info(
-                "%s: %d of %d slides, %s %s in %.1f s%s",
-                stage.name, len(done), len(upstream), row.slide_id, row.status, row.seconds,
+                "%s: %d of %d slides%s, %s %s in %.1f s%s",
+                stage.name, len(done), len(upstream), speed, row.slide_id, row.status, row.seconds,
                 f" ({row.reason})" if row.reason else "",
             )  # fmt: skip
     write_batch(index_path, done)

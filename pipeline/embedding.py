@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.batches import run_together
+from pipeline.batches import Lack, Made, run_together
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import EncoderFacts, read_facts
@@ -22,6 +22,7 @@ from pipeline.contracts.stains import StainColours, StainFit
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.embedding_pass import embed_all, grids_with_tiles, remark
 from pipeline.encoders import EncoderSpec
+from pipeline.guard import UNWATCHED, Watch
 from pipeline.stain import StainParams
 from pipeline.stain_target import read_target
 
@@ -183,11 +184,19 @@ class EmbeddingStage:
 
 
 def embed_batch(
-    stages: Sequence[EmbeddingStage], upstream: Mapping[str, BatchRow], index_paths: Sequence[str | Path]
+    stages: Sequence[EmbeddingStage],
+    upstream: Mapping[str, BatchRow],
+    index_paths: Sequence[str | Path],
+    watch: Watch = UNWATCHED,
 ) -> list[list[BatchRow]]:
     """Embed the slides of a batch with several encoders of one job, each with its own index.
 
     A slide is read once for all encoders that lack it, and the next one is read while it is encoded and written.
-    Finished files are verified and kept. A killed job leaves whole files.
+    Finished files are verified and kept. A killed job leaves whole files. `watch` hears which slides are being read.
     """
-    return run_together(stages, lambda lacking: embed_all(stages, lacking, len(upstream)), upstream, index_paths)
+    watched = [watch.stage(stage) for stage in stages]
+
+    def make_all(lacking: Iterable[Lack]) -> Iterator[Made]:
+        return embed_all(stages, lacking, len(upstream), watch)
+
+    return run_together(watched, make_all, upstream, index_paths)

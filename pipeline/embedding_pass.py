@@ -24,6 +24,7 @@ from pipeline.contracts.stains import StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.contracts.timings import SlideTimings, write_timings
 from pipeline.growing_bag import Cells, GrowingBag
+from pipeline.guard import UNWATCHED, Watch
 from pipeline.prefetch import Prefetch
 from pipeline.progress import Progress
 from pipeline.shared_cells import groups
@@ -43,7 +44,9 @@ class Arriving(Protocol):
     def array(self) -> np.ndarray: ...
 
 
-def embed_all(stages: Sequence[EmbeddingStage], lacking: Iterable[Lack], n_slides: int) -> Iterator[Made]:
+def embed_all(
+    stages: Sequence[EmbeddingStage], lacking: Iterable[Lack], n_slides: int, watch: Watch = UNWATCHED
+) -> Iterator[Made]:
     """Embed the slides of `lacking` with the encoders that lack them; says in their order what became of each.
 
     Raises InputError and MachineError, which are no slide's own fault, and leaves only whole files then too.
@@ -56,9 +59,10 @@ def embed_all(stages: Sequence[EmbeddingStage], lacking: Iterable[Lack], n_slide
         TileReader(job.threads, params.ahead, params.batch_size) as reader,
         WritingThread() as writing,
     ):
-        running = _Running(writing, progress)
+        running = _Running(writing, progress, watch)
+        may_begin = (lambda: False) if watch.alone else slides.is_ready
         try:
-            for reading, batch in reader.batches(running.begun(slides), slides.is_ready):
+            for reading, batch in reader.batches(running.begun(slides), may_begin):
                 if isinstance(batch, TileBatch):
                     running.encode(reading, batch)
                 else:
@@ -257,8 +261,8 @@ class _Rows:
 class _Running:
     """The slides between the reader and the writer."""
 
-    def __init__(self, writing: WritingThread, progress: Progress) -> None:
-        self._writing, self._progress = writing, progress
+    def __init__(self, writing: WritingThread, progress: Progress, watch: Watch) -> None:
+        self._writing, self._progress, self._watch = writing, progress, watch
         self._open: list[SlidePass] = []
         self._ends: deque[tuple[SlidePass, list[Made] | Future[list[Made]]]] = deque()
 
@@ -270,6 +274,7 @@ class _Running:
                 self._ends.append((slide, made))
                 continue
             slide.begin()
+            self._watch.begin(slide.lack.slide_id)
             self._open.append(slide)
             yield slide
 
@@ -290,6 +295,7 @@ class _Running:
         error = caught(f"features, slide {slide.lack.slide_id}", lambda: _raised(error))
         self._ends.append((slide, self._writing.submit(lambda: [run.close(error) for run in slide.runs])))
         self._open.remove(slide)
+        self._watch.leave(slide.lack.slide_id)
 
     def made(self, wait: bool = False) -> Iterator[Made]:
         """Slides that are done with, in their order."""

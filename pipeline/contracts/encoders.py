@@ -15,6 +15,7 @@ from pipeline.contracts.revisions import REVISIONS
 
 KIND = "encoder"
 FORMAT_VERSION = 2
+IMPORTED = "imported"  #: weights of an encoder whose bags another tool made; nothing is prepared for it
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def cohort_report(root: Root, suffix: str = "tsv") -> str:
 
 
 def batch_index(root: Root, stage: str, batch: str) -> str:
-    """`stage` is check, tissue, tiles, stain or ``features/{encoder}``."""
+    """`stage` is check, tissue, tiles, stain, ``features/{encoder}`` or quality."""
     return _join(root, stage, "_batches", f"{batch}.tsv")
 
 
@@ -39,6 +39,10 @@ def tissue_overlay(root: Root, slide_id: str) -> str:
 
 def tiles(root: Root, slide_id: str) -> str:
     return _join(root, "tiles", f"{slide_id}.h5")
+
+
+def tiles_overlay(root: Root, slide_id: str) -> str:
+    return _join(root, "tiles", f"{slide_id}.png")
 
 
 def stain_fit(root: Root, slide_id: str) -> str:
@@ -107,6 +111,16 @@ def predictions(root: Root, task: str, experiment: str) -> str:
 
 def evaluation(root: Root, task: str, part: str = "") -> str:
     return _join(root, "evaluation", f"{task}{'_' + part if part else ''}.tsv")
+
+
+def slide_page(root: Root, slide_id: str, suffix: str = "html") -> str:
+    """Page of one slide; beside it its thumbnail (``jpg``) and its row of the index page (``json``)."""
+    return _join(root, "quality", f"{slide_id}.{suffix}")
+
+
+def slide_pages(root: Root) -> str:
+    """The page that lists them all; no slide is called so, since a slide's page has its own folder level."""
+    return _join(root, "quality.html")
 
 
 def report(root: Root) -> str:

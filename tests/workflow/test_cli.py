@@ -162,3 +162,10 @@ def test_doctor_names_what_is_missing_and_its_fix(tmp_path, monkeypatch, capsys)
     assert (
         "'uni' (CC-BY-NC-ND-4.0) needs a login: accept its conditions on https://huggingface.co/MahmoodLab/UNI" in out
     )
+    (tmp_path / "nowhere.svs").unlink()
+    (tmp_path / "imported/uni").mkdir(parents=True)
+    (tmp_path / "imported/uni/index.tsv").touch()
+    encoders = {"encoders": [{"slug": "uni", "weights": "imported", "path": "imported/uni"}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | encoders))
+    assert main(["doctor"]) == 0, "no slide is read"
+    assert "features are imported: 1 slides" in capsys.readouterr().out

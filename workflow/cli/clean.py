@@ -17,9 +17,10 @@ HELP = "force a stage to be made again"
 SLIDE_STAGES = {
     "check": ("check", ["slides/{slide}.json"]),
     "tissue": ("tissue", ["tissue/{slide}.geojson", "tissue/{slide}.png"]),
-    "tiles": ("tiles", ["tiles/{slide}.h5"]),
+    "tiles": ("tiles", ["tiles/{slide}.h5", "tiles/{slide}.png"]),
     "stain": ("stain", ["stain/{slide}.json"]),
     "features": ("features/*", ["features/*/*x/{slide}.h5", "features/*/_timings/{slide}.json"]),
+    "quality": ("quality", ["quality/{slide}.html", "quality/{slide}.jpg", "quality/{slide}.json"]),
 }
 WHOLE_STAGES = {
     "cohort": ["cohort"],

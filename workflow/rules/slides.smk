@@ -31,6 +31,7 @@ rule detect_tissue:
     params:
         revision=REVISIONS["tissue"],
         section=config["tissue"],
+        annotations=annotation_identities,
     script:
         "../scripts/detect_tissue.py"
 
@@ -132,14 +133,30 @@ rule embed_tiles:
         "../scripts/embed_tiles.py"
 
 
+rule adopt_features:
+    input:
+        imported=lambda wildcards: f"{ENCODERS[wildcards.encoder]['path']}/index.tsv",
+    output:
+        index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
+    log:
+        "logs/adopt_features/{encoder}/{batch}.log",
+    wildcard_constraints:
+        encoder=one_of(ADOPTED),
+    conda:
+        "../../envs/slides.yaml"
+    params:
+        revision=REVISIONS["import"],
+        slides=sheet_rows,
+        cases=batch_cases,
+    script:
+        "../scripts/adopt_features.py"
+
+
 # The indexes of an encoder's batches are also written when another encoder is added (hence `ancient`); its list changes
 # with what its features are made from.
 rule index_features:
     input:
-        batches=ancient(batch_indexes("features/{encoder}")),
-        upstream=batch_indexes("stain"),
-        facts=rules.fetch_weights.output.facts,
-        target=stain_target(),
+        unpack(listed_features),
     output:
         index=layout.features_index(RESULTS, "{encoder}"),
     log:
