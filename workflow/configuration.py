@@ -152,8 +152,6 @@ def _check_encoder(encoder: dict[str, Any]) -> None:
             problem = f"'{encoder['path']}' holds no imported features."
             raise InputError(f"{where} path", problem, "write it with `histoweave import`.")
         return
-    if not encoder["name"]:
-        raise InputError(where, "name is missing.", "give a timm name, or hf-hub:owner/model.")
     if encoder["path"] and not Path(encoder["path"]).is_file():
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 

@@ -134,7 +134,7 @@ def test_two_magnifications_and_sources_are_written_out(config):
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
         (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
-        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': name is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': neither name nor preset is given"),
         (lambda c: c.update(encoders=[{"slug": "a", "weights": "imported"}]), "path and weights: file go"),
         (
             lambda c: c.update(encoders=[{"slug": "a", "weights": "imported", "path": "gone"}]),
