@@ -9,7 +9,7 @@ REVISIONS = {
     "features": 1,
     "expression": 2,
     "splits": 1,
-    "genes": 2,
+    "genes": 3,
     "models": 1,
     "predictions": 1,
     "evaluation": 1,

@@ -129,6 +129,13 @@ def gene_lists():
     return [path for path in gene_sets(None) if path != "builtin"]
 
 
+def selection_lists():
+    """The user's lists that only the choice of genes looks at."""
+    section = config["genes"]
+    cancer = section["cancer_genes"] if section["selection"] == "rfe_svm" else None
+    return [path for path in (section["families"], cancer) if path not in (None, "builtin", "none")]
+
+
 def training_inputs(wildcards):
     """What one experiment trains on: only the modalities that its model uses, so that only they rerun it."""
     inputs = {"splits": layout.splits(RESULTS)}

@@ -28,7 +28,7 @@ rule select_genes:
     input:
         expression=rules.prepare_expression.output.table,
         splits=layout.splits(RESULTS),
-        lists=gene_lists(),
+        lists=gene_lists() + selection_lists(),
         aliases=alias_file(),
     output:
         genes=[layout.genes(RESULTS, "{task}", k) for k in FOLDS],
