@@ -10,8 +10,9 @@ REVISIONS = {
     "expression": 2,
     "splits": 1,
     "genes": 3,
+    "scores": 1,
     "models": 1,
     "predictions": 1,
     "evaluation": 1,
-    "report": 1,
+    "report": 2,
 }

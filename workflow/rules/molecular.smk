@@ -44,3 +44,22 @@ rule select_genes:
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/select_genes.py"
+
+
+rule score_gene_sets:
+    input:
+        expression=rules.prepare_expression.output.table,
+        lists=gene_lists() + selection_lists(),
+        aliases=alias_file(),
+    output:
+        scores=layout.gene_set_scores(RESULTS),
+        counts=layout.gene_set_scores(RESULTS, "sets"),
+    log:
+        "logs/score_gene_sets.log",
+    conda:
+        "../../envs/molecular.yaml"
+    params:
+        revision=REVISIONS["scores"],
+        section={k: config["genes"][k] for k in ("tumour", "tme", "families")},
+    script:
+        "../scripts/score_gene_sets.py"
