@@ -22,7 +22,9 @@ localrules:
     tissue,
     tiles,
     stains,
+    weights,
     features,
+    quality,
     expression,
     splits,
     genes,
@@ -30,7 +32,7 @@ localrules:
     evaluated,
     report,
     join_cohort,
-    prepare_encoder,
+    fetch_weights,
 
 
 rule all:
@@ -63,10 +65,22 @@ rule stains:
         batch_indexes("stain"),
 
 
+rule weights:
+    input:
+        rules.join_cohort.output,
+        [layout.encoder_weights(RESULTS, e) for e in EMBEDDED],
+
+
 rule features:
     input:
         rules.join_cohort.output,
         [layout.features_index(RESULTS, e) for e in ENCODERS],
+
+
+rule quality:
+    input:
+        rules.join_cohort.output,
+        slide_list(),
 
 
 rule expression:

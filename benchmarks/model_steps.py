@@ -1,9 +1,9 @@
 """Training steps of the fusion models, time and memory: ``python -m benchmarks.model_steps [--tiles 500 2500]``.
 
 One line per figure: name, ours, direct evaluation of the same maths, ratio; ours alone for the baselines. A step is
-forward, backward and the optimiser's update on one case with one slide, one thread of the CPU. Each measurement has a
-process of its own, so that peaks of memory do not mix; memory is the peak of the step above what inputs and weights
-took before it.
+forward, backward and the optimiser's update on one case with one slide, one thread of the CPU; models of two
+magnifications get so many tiles at each. Each measurement has a process of its own, so that peaks of memory do not mix;
+memory is the peak of the step above what inputs and weights took before it. `--models` measures only these.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import models.deformable
+import models.density_peaks
 from models.batch import Batch, Sizes
 from models.model import Model
 from models.registry import model_class
@@ -28,41 +30,52 @@ from models.registry import model_class
 FEATURES, GENES = 1024, {"tumour": 59, "tme": 361, "all": 431}
 OURS, DIRECT = "ours", "direct"
 REPEATS = 3
+TABULATED = ("subspace", "disentangled-teacher", "disentangled-histology", "disentangled-student")
 BASELINES = ("abmil", "transmil", "concat", "add", "bilinear", "mcat", "cmta")
 UNITS = {"seconds": "training step, CPU s", "MiB": "peak memory, MiB"}
 
 
 def build(name: str, form: str) -> Model:
-    """A model in our form, or with every pair's position bias evaluated directly and in one piece."""
+    """A model in our form, or with every pair's position bias and distance evaluated directly and in one piece."""
     torch.manual_seed(0)
     params: dict[str, Any] = {}
     if form == DIRECT:
         params = {"position_bias": "exact"}
-        models.deformable.EXACT_PAIRS_PER_CHUNK = sys.maxsize
+        models.deformable.EXACT_PAIRS_PER_CHUNK = models.density_peaks.DISTANCES_PER_CHUNK = sys.maxsize
     cls = model_class(name)
     return cls(cls.Config(**params), Sizes(FEATURES, GENES, 4, "classification")).train()
 
 
-def one_case(tiles: int) -> Batch:
-    """A case with one slide, tiles in rows of a nearly square lattice."""
+def one_case(tiles: int, magnifications: int = 1) -> Batch:
+    """A case with one slide, tiles in rows of a nearly square lattice; a teacher's lesson beside two magnifications."""
     number, yes = torch.arange(tiles), torch.ones(1, dtype=torch.bool)
     side = math.ceil(math.sqrt(tiles))
     cell = torch.stack([number % side, number // side], dim=1)[None]
     genes = {group: torch.randn(1, n) for group, n in GENES.items()}
     mask, slide = torch.ones(1, tiles, dtype=torch.bool), torch.zeros(1, tiles, dtype=torch.int64)
-    return Batch(("case",), yes, yes, torch.rand(1, tiles, FEATURES), mask, slide, cell, cell * 448, genes)
+    batch = Batch(("case",), yes, yes, torch.rand(1, tiles, FEATURES), mask, slide, cell, cell * 448, genes)
+    if magnifications == 1:
+        return batch
+    lesson = {
+        f"{m}_{what}": torch.rand(1, n) for m in ("coarse", "fine") for what, n in (("logits", 4), ("features", 256))
+    }
+    coarser = replace(batch, features=torch.rand(1, tiles, FEATURES))
+    return replace(batch, coarser=coarser, parent=number[None] // 4, lesson=lesson, taught=yes)
 
 
 def measure(name: str, form: str, tiles: int) -> dict[str, float]:
     """CPU seconds of the fastest step, and MiB of the highest."""
     torch.set_num_threads(1)
-    model, batch = build(name, form), one_case(tiles)
+    model = build(name, form)
+    batch = one_case(tiles, model.magnifications)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
 
     def step() -> float:
         started = time.process_time()
         outputs = model(batch)
-        loss = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([1])) + sum(outputs.losses.values())
+        trained = outputs.branches or (outputs.logits,)
+        loss = sum(torch.nn.functional.cross_entropy(logits, torch.tensor([1])) for logits in trained)
+        loss = loss + sum(outputs.losses.values())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -85,22 +98,21 @@ def measured_apart(name: str, form: str, tiles: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiles", type=int, nargs="+", default=[500, 2500])
+    parser.add_argument("--models", nargs="+", choices=[*TABULATED, *BASELINES], default=[*TABULATED, *BASELINES])
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "FORM", "TILES"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         name, form, tiles = given.one
         print(json.dumps(measure(name, form, int(tiles))))
         return 0
-    print(f"{'figure':44} {OURS:>9} {DIRECT:>9} {'ratio':>7}")
+    print(f"{'figure':58} {OURS:>9} {DIRECT:>9} {'ratio':>7}")
     for tiles in given.tiles:
-        ours, direct = (measured_apart("subspace", form, tiles) for form in (OURS, DIRECT))
-        for unit, figure in UNITS.items():
-            label = f"subspace, {tiles} tiles: {figure}"
-            print(f"{label:44} {ours[unit]:9.3f} {direct[unit]:9.3f} {direct[unit] / ours[unit]:7.1f}")
-        for name in BASELINES:
+        for name in given.models:
             ours = measured_apart(name, OURS, tiles)
+            direct = measured_apart(name, DIRECT, tiles) if name in TABULATED else None
             for unit, figure in UNITS.items():
-                print(f"{f'{name}, {tiles} tiles: {figure}':44} {ours[unit]:9.3f}")
+                line = f"{f'{name}, {tiles} tiles: {figure}':58} {ours[unit]:9.3f}"
+                print(line + (f" {direct[unit]:9.3f} {direct[unit] / ours[unit]:7.1f}" if direct else ""))
     return 0
 
 

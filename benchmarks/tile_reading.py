@@ -35,12 +35,13 @@ from pipeline.contracts.slides import SlideFacts
 from pipeline.contracts.tiles import TileGrid
 from pipeline.decoded_tiles import DecodedTiles
 from pipeline.jpeg_tiles import JpegTilesBackend
+from pipeline.rasters import Raster
 from pipeline.shared_cells import groups
 from pipeline.slide import open_checked
 from pipeline.slide_backends import OpenSlideBackend
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileStream
-from pipeline.tiling import UM_PER_PX_AT_1X, Rasters, TilingParams, make_grids
+from pipeline.tile_stream import Reading, TileBatch, TileReader
+from pipeline.tiling import UM_PER_PX_AT_1X, TilingParams, make_grids
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared/data/slides/CMU-1-Small-Region.svs"
 TILE_PX = 256
@@ -162,25 +163,22 @@ def _difference(facts: SlideFacts, level: int, corners: list[tuple[int, int]], s
 
 def full_grids(facts: SlideFacts, magnifications: tuple[float, ...]) -> dict[float, TileGrid]:
     """Grids of 256-px tiles over the whole of a slide."""
-    everywhere = np.ones((64, 64), bool)
-    rasters = Rasters(
-        everywhere, ~everywhere, np.zeros((64, 64), np.float32), (facts.dimensions[0] / 64, facts.dimensions[1] / 64)
-    )
+    everywhere = Raster(np.ones((64, 64), bool), (facts.dimensions[0] / 64, facts.dimensions[1] / 64))
     with open_checked(facts) as slide:
         levels = {m: slide.source_level(UM_PER_PX_AT_1X / m) for m in magnifications}
         sources = {m: (level, slide.level_um_per_px(level)) for m, level in levels.items()}
     params = TilingParams(TILE_PX, magnifications, min_inside=0.999)
-    return make_grids(facts.um_per_px, facts.bounds, rasters, sources, params)
+    return make_grids(facts.um_per_px, facts.bounds, everywhere, sources, params)
 
 
 def pipeline(facts: SlideFacts, grids: dict[float, TileGrid], folder: Path, write: bool = True) -> None:
     """All that embedding does but the encoder: read, average, normalise to float32, write as many features."""
     room = np.empty((32, TILE_PX, TILE_PX, 3), np.float32)
-    with TileStream(facts, StainTransfer(None, BUILTIN_TARGET)) as stream:
-        for group in groups(grids):
-            for batch in stream.batches(group, 32):
-                if write:
-                    normalise(batch.pixels, room)
+    reading = Reading(facts, StainTransfer(None, BUILTIN_TARGET), groups(grids))
+    with TileReader(batch_size=32) as reader:
+        for _, batch in reader.batches([reading]):
+            if write and isinstance(batch, TileBatch):
+                normalise(batch.pixels, room)
     if write:
         (grid,) = grids.values()
         with BagWriter(folder / "bag.h5", _source(facts, grid), len(grid)) as writer:

@@ -57,6 +57,10 @@ class Batch:
     genes : group name -> float32 [samples, genes]. Empty for a model without genes
     clinical : float32 [samples, columns], encoded columns of the case sheet. None for a model without them
     has_slides, has_genes : bool [samples], which modality the sample really has
+    coarser : the same samples' tiles at a coarser magnification, for a model of two; None for others
+    parent : int64 [samples, tiles], position in `coarser` of the tile that a tile lies in; -1 where there is none
+    lesson : name -> [samples, ...], what a frozen teacher says of the samples; zeros for those it cannot judge
+    taught : bool [samples], which samples the teacher could judge. None without a teacher
     """
 
     case_ids: tuple[str, ...]
@@ -69,20 +73,22 @@ class Batch:
     coords: Tensor | None = None
     genes: dict[str, Tensor] = field(default_factory=dict)
     clinical: Tensor | None = None
+    coarser: Batch | None = None
+    parent: Tensor | None = None
+    lesson: dict[str, Tensor] = field(default_factory=dict)
+    taught: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)
 
     def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {f.name: _to(getattr(self, f.name), device) for f in fields(self)}
-        moved["genes"] = {group: values.to(device, non_blocking=True) for group, values in self.genes.items()}
-        return Batch(**moved)
+        return Batch(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches of equal shapes, one after the other."""
+    """Batches of equal shapes and one magnification, one after the other."""
     values: dict[str, Any] = {}
-    for name in (f.name for f in fields(Batch) if f.name not in ("case_ids", "genes")):
+    for name in (f.name for f in fields(Batch) if f.name not in ("case_ids", "genes", "coarser", "lesson")):
         parts = [getattr(batch, name) for batch in batches]
         values[name] = None if parts[0] is None else torch.cat(parts)
     genes = {group: torch.cat([batch.genes[group] for batch in batches]) for group in batches[0].genes}
@@ -96,6 +102,7 @@ class Outputs:
     Attributes
     ----------
     logits : [samples, outputs]; class scores, hazard logits per interval, or [samples, 1] log relative hazard (Cox)
+    branches : logits that are trained in place of `logits`, the task's losses added up; empty where `logits` is trained
     losses : name -> scalar that is added to the task's loss during training, already weighted
     hidden : name -> tensor that the model's own `edit_gradients` reads
     """
@@ -103,7 +110,12 @@ class Outputs:
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     hidden: dict[str, Tensor] = field(default_factory=dict)
+    branches: tuple[Tensor, ...] = ()
 
 
 def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _to(entry, device) for name, entry in value.items()}
+    if isinstance(value, Batch):
+        return value.to(device)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -29,6 +29,7 @@ from pipeline.contracts.tasks import Task
 KIND = "histoweave checkpoint"
 RESUME_KIND = "histoweave training state"
 FORMAT_VERSION = 1
+CHECKPOINT = "checkpoint.pt"  #: its name in the folder of a fold
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Checkpoint:
     revision, digest : of the stage, and of everything that the fold's training and validation came from
     state : the model's tensors, the baseline hazard of a Cox model among them
     covariates : encoding of the clinical sheet; None for a model without it
+    split : digest of the fold's training and validation cases
     """
 
     experiment: Experiment
@@ -60,7 +62,7 @@ class Checkpoint:
     class_weights: tuple[float, ...]
     intervals: Intervals | None
     selection: GeneSelection | None
-    magnification: float | None
+    magnification: float | tuple[float, ...] | None
     epochs: int
     best_epoch: int
     notes: tuple[str, ...]
@@ -68,6 +70,7 @@ class Checkpoint:
     digest: str
     state: dict[str, Tensor]
     covariates: Covariates | None = None
+    split: str = ""
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -114,7 +117,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             class_weights=tuple(meta["class_weights"]),
             intervals=_intervals(meta["intervals"]),
             selection=_selection(meta["selection"]),
-            magnification=meta["magnification"],
+            magnification=_magnification(meta["magnification"]),
             epochs=meta["epochs"],
             best_epoch=meta["best_epoch"],
             notes=tuple(meta["notes"]),
@@ -122,6 +125,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             digest=body["digest"],
             state=state,
             covariates=Covariates.from_values(meta["covariates"]) if meta.get("covariates") else None,
+            split=meta.get("split", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)) from error
@@ -162,7 +166,12 @@ def _meta(checkpoint: Checkpoint) -> dict[str, Any]:
         "epochs": checkpoint.epochs,
         "best_epoch": checkpoint.best_epoch,
         "notes": checkpoint.notes,
+        "split": checkpoint.split,
     }
+
+
+def _magnification(value: float | list[float] | None) -> float | tuple[float, ...] | None:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def selection_values(selection: GeneSelection) -> dict[str, Any]:

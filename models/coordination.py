@@ -16,6 +16,7 @@ from models.batch import Targets
 from models.survival import NoComparablePairError, concordance, risk_of_survival, survival_of_hazards
 
 PROJECTION, REFLECTION, NONE = COORDINATIONS = ("projection", "reflection", "none")
+CONCORDANCE, INTERVAL = CONFIDENCES = ("concordance", "interval")
 
 
 def gecon(genes: Tensor, points: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def _alike(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def confidences(
-    weight: Tensor, bias: Tensor, tumour: Tensor, tme: Tensor, targets: Targets
+    weight: Tensor, bias: Tensor, tumour: Tensor, tme: Tensor, targets: Targets, survival: str = CONCORDANCE
 ) -> tuple[float, float] | None:
     """How sure each subspace alone is of the truth, over the mini-batch.
 
@@ -65,11 +66,14 @@ def confidences(
     Parameters
     ----------
     weight : [outputs, 2 width], tumour half first; bias : [outputs]; tumour, tme : [samples, width]
+    survival : "concordance", or "interval": the softmax over the hazard logits at the true interval, as released for
+        the disentangled system
     """
     width = tumour.shape[1]
     decoded = [tumour @ weight[:, :width].T + bias / 2, tme @ weight[:, width:].T + bias / 2]
-    if targets.label is not None:
-        first, second = (d.softmax(dim=1).gather(1, targets.label[:, None]).sum() for d in decoded)
+    truth = targets.interval if targets.label is None and survival == INTERVAL else targets.label
+    if truth is not None:
+        first, second = (d.softmax(dim=1).gather(1, truth[:, None]).sum() for d in decoded)
         return float(first), float(second)
     assert targets.time is not None and targets.event is not None
     time, event = targets.time.cpu().numpy(), targets.event.cpu().numpy()

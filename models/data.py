@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from models.batch import Batch, Targets
 from models.covariates import Covariates
 from models.survival import Intervals
 from pipeline.contracts.cohort import read_cases
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.expression import read_expression
 from pipeline.contracts.features import BagRecord, read_bag, read_index
 from pipeline.contracts.genes import GeneSelection
@@ -26,12 +27,19 @@ CACHE_BYTES = 4 * 2**30
 @dataclass(frozen=True)
 class SlideBag:
     """Tiles of one slide: features float32 [tiles, width], coords int64 [tiles, 2] (x, y) level-0 pixels, cell int64
-    [tiles, 2] (column, row) counted from the slide's first occupied column and row."""
+    [tiles, 2] (column, row) counted from the slide's first occupied column and row. With two magnifications, `coarser`
+    is the bag of the coarser one and parent int64 [tiles] the row in it of each tile, -1 where there is none."""
 
     slide_id: str
     features: np.ndarray
     coords: np.ndarray
     cell: np.ndarray
+    coarser: SlideBag | None = None
+    parent: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(v.nbytes for v in vars(self).values() if isinstance(v, (np.ndarray, SlideBag)))
 
 
 @dataclass(frozen=True)
@@ -48,23 +56,25 @@ class Cohort:
     Parameters
     ----------
     features_index : index of one encoder, None for models without slides
-    magnification : the bags to take; None for the only one or the coarsest
+    magnification : the bags to take, one magnification or two; None for the coarsest
     expression : ``expression.h5ad``, None for models without genes
     cases : the clinical sheet, None for models without covariates
+    magnifications : how many magnifications of each slide to take where `magnification` is None
     """
 
     def __init__(
         self,
         features_index: str | Path | None = None,
-        magnification: float | None = None,
+        magnification: float | Sequence[float] | None = None,
         expression: str | Path | None = None,
         cache_bytes: int = CACHE_BYTES,
         cases: str | Path | None = None,
+        magnifications: int = 1,
     ) -> None:
-        self._records: dict[str, list[BagRecord]] = {}
-        self.magnification = magnification
+        self._records: dict[str, list[tuple[BagRecord, ...]]] = {}  # of a slide, finest magnification first
+        self._magnifications = _as_tuple(magnification)
         if features_index is not None:
-            self._read_records(Path(features_index), magnification)
+            self._read_records(Path(features_index), magnifications)
         self.expression = read_expression(expression) if expression is not None else None
         self.sheet = read_cases(cases) if cases is not None else None
         self._rna_row = {case: i for i, case in enumerate(self.expression.cases)} if self.expression else {}
@@ -72,19 +82,34 @@ class Cohort:
         self._cache: dict[str, SlideBag] = {}
         self._room = cache_bytes
 
-    def _read_records(self, index: Path, magnification: float | None) -> None:
+    @property
+    def magnification(self) -> float | tuple[float, ...] | None:
+        """The magnification of the bags, or two of them, finest first; None without slides."""
+        return self._magnifications if len(self._magnifications) > 1 else next(iter(self._magnifications), None)
+
+    def _read_records(self, index: Path, magnifications: int) -> None:
         records = read_index(index)
-        known = sorted({record.magnification for record in records})
-        self.magnification = magnification if magnification is not None or not known else known[0]
+        if not self._magnifications:
+            coarsest = sorted({record.magnification for record in records})[:magnifications]
+            self._magnifications = tuple(reversed(coarsest))
+        if records and len(self._magnifications) < magnifications:
+            found = named_magnification(self.magnification)
+            raise InputError(str(index), f"the model reads {magnifications} magnifications, here is {found}.")
+        slides: dict[str, dict[float, BagRecord]] = {}
         for record in records:
-            if record.magnification == self.magnification and record.n_tiles > 0:
-                self._records.setdefault(record.case_id, []).append(record)
+            if record.n_tiles > 0:
+                slides.setdefault(record.slide_id, {})[record.magnification] = record
+        for found in slides.values():
+            if all(m in found for m in self._magnifications):
+                chosen = tuple(found[m] for m in self._magnifications)
+                self._records.setdefault(chosen[0].case_id, []).append(chosen)
 
     def lacking(self, case_id: str, needs: Iterable[str]) -> str:
         """Why a case cannot be used by a model that needs these modalities, or ""."""
         absent = []
         if "slides" in needs and case_id not in self._records:
-            absent.append("no usable slide" + (f" at {self.magnification:g}x" if self.magnification else ""))
+            at = named_magnification(self.magnification)
+            absent.append("no usable slide" + (f" at {at}" if at else ""))
         if "genes" in needs and case_id not in self._rna_row:
             absent.append("no RNA")
         if "clinical" in needs and (self.sheet is None or case_id not in self.sheet.rows):
@@ -93,27 +118,25 @@ class Cohort:
 
     def slide_ids(self, case_id: str) -> tuple[str, ...]:
         """Slides of a case in the index's order (sorted by slide_id)."""
-        return tuple(record.slide_id for record in self._records.get(case_id, ()))
+        return tuple(records[0].slide_id for records in self._records.get(case_id, ()))
 
     def slide_digests(self, case_id: str) -> list[list[str]]:
-        """[slide_id, digest of its bag] of each slide of a case."""
-        return [[record.slide_id, record.digest] for record in self._records.get(case_id, ())]
+        """[slide_id, digest of its bag at each magnification] of each slide of a case."""
+        return [[records[0].slide_id, *(r.digest for r in records)] for records in self._records.get(case_id, ())]
 
     def bags(self, case_id: str) -> list[SlideBag]:
         """All slides of a case. Raises FormatError for a damaged bag."""
-        return [self._bag(record) for record in self._records.get(case_id, ())]
+        return [self._bag(records) for records in self._records.get(case_id, ())]
 
-    def _bag(self, record: BagRecord) -> SlideBag:
-        if record.slide_id in self._cache:
-            return self._cache[record.slide_id]
-        bag = read_bag(record.path)
-        cell = bag.cell.astype(np.int64)
-        slide = SlideBag(record.slide_id, bag.features, bag.coords.astype(np.int64), cell - cell.min(axis=0))
-        size = slide.features.nbytes + slide.coords.nbytes + slide.cell.nbytes
-        if size <= self._room:
-            self._room -= size
-            self._cache[record.slide_id] = slide
-        return slide
+    def _bag(self, records: tuple[BagRecord, ...]) -> SlideBag:
+        slide_id = records[0].slide_id
+        if slide_id not in self._cache:
+            slide = _read_slide(records)
+            if slide.nbytes > self._room:
+                return slide
+            self._room -= slide.nbytes
+            self._cache[slide_id] = slide
+        return self._cache[slide_id]
 
     def feature_width(self, case_ids: Sequence[str]) -> int:
         """Number of features per tile, from the first case with a slide; 0 where there is none."""
@@ -141,6 +164,39 @@ class Cohort:
         """Rows of the clinical sheet, column -> text."""
         assert self.sheet is not None
         return [self.sheet.rows[case_id] for case_id in case_ids]
+
+
+def _as_tuple(magnification: float | Sequence[float] | None) -> tuple[float, ...]:
+    if magnification is None:
+        return ()
+    return tuple(magnification) if isinstance(magnification, Sequence) else (magnification,)
+
+
+def named_magnification(magnification: float | Sequence[float] | None) -> str:
+    """``20x and 10x``, for messages."""
+    return " and ".join(f"{m:g}x" for m in _as_tuple(magnification))
+
+
+def _read_slide(records: tuple[BagRecord, ...]) -> SlideBag:
+    """One slide's bag, with that of the next coarser magnification where there are two records."""
+    record, *coarser = records
+    bag = read_bag(record.path)
+    cell = bag.cell.astype(np.int64)
+    slide = SlideBag(record.slide_id, bag.features, bag.coords.astype(np.int64), cell - cell.min(axis=0))
+    if not coarser:
+        return slide
+    below = [m for m in bag.source.slide_magnifications if m < record.magnification]
+    if below and max(below) != coarser[0].magnification:
+        raise InputError(
+            f"slide '{record.slide_id}'",
+            f"the tiles of {named_magnification(record.magnification)} lie in those of {max(below):g}x,"
+            f" not of {named_magnification(coarser[0].magnification)}.",
+            "choose two magnifications that follow each other in tiles.magnifications.",
+        )
+    parents = _read_slide(tuple(coarser))
+    if len(bag.parent) and bag.parent.max() >= len(parents.features):
+        raise FormatError(f"{record.path}: names parents that {coarser[0].path} lacks. Fix: rerun embed_tiles.")
+    return replace(slide, coarser=parents, parent=bag.parent)
 
 
 def array_digest(values: np.ndarray) -> str:
@@ -201,7 +257,7 @@ class Collator:
             case_ids,
             has_slides=torch.full((count,), with_slides),
             has_genes=torch.full((count,), with_genes),
-            **(self._tiles(samples) if with_slides else {}),
+            **(self._slides(samples) if with_slides else {}),
             genes=self._genes(case_ids) if with_genes else {},
             clinical=self._clinical(case_ids) if "clinical" in self.needs else None,
         )
@@ -216,39 +272,65 @@ class Collator:
         assert self.covariates is not None
         return torch.from_numpy(self.covariates.encoded(self.cohort.clinical(case_ids)))
 
-    def _tiles(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+    def _slides(self, samples: Sequence[Sample]) -> dict[str, Any]:
         bags = [self._bags_of(sample) for sample in samples]
-        longest = max(sum(len(bag.features) for bag in sample) for sample in bags)
-        width = bags[0][0].features.shape[1]
-        shape = (len(samples), longest)
-        features, mask = np.zeros((*shape, width), np.float32), np.zeros(shape, bool)
-        slide, cell, coords = np.full(shape, -1), np.zeros((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)
-        for row, sample in enumerate(bags):
-            start = 0
-            for number, bag in enumerate(sample):
-                if bag.features.shape[1] != width:
-                    raise InputError(
-                        f"features of slide '{bag.slide_id}'",
-                        f"{bag.features.shape[1]} features per tile, but {width} in others of the same encoder.",
-                        "delete the features of this encoder and rerun embed_tiles.",
-                    )
-                here = (row, slice(start, start + len(bag.features)))
-                features[here], mask[here], slide[here] = bag.features, True, number
-                cell[here], coords[here] = bag.cell, bag.coords
-                start += len(bag.features)
-        arrays = {"features": features, "mask": mask, "slide": slide, "cell": cell, "coords": coords}
-        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+        arrays: dict[str, Any] = _tiles(bags)
+        if bags[0][0].coarser is not None:
+            whose = [sample.case_id for sample in samples]
+            present = torch.full((len(samples),), True)
+            coarser = [[bag.coarser for bag in sample if bag.coarser is not None] for sample in bags]
+            arrays["coarser"] = Batch(tuple(whose), present, ~present, **_tiles(coarser))
+            arrays["parent"] = _parents(bags, arrays["mask"].shape)
+        return arrays
 
     def _bags_of(self, sample: Sample) -> list[SlideBag]:
         bags = [b for b in self.cohort.bags(sample.case_id) if sample.slide_id in (None, b.slide_id)]
         return [_resampled(bag, self.fixed_length) for bag in bags] if self.fixed_length else bags
 
 
+def _tiles(bags: Sequence[Sequence[SlideBag]]) -> dict[str, torch.Tensor]:
+    """Tiles of samples, each a list of slides, padded to the longest."""
+    longest = max(sum(len(bag.features) for bag in sample) for sample in bags)
+    width = bags[0][0].features.shape[1]
+    shape = (len(bags), longest)
+    features, mask = np.zeros((*shape, width), np.float32), np.zeros(shape, bool)
+    slide, cell, coords = np.full(shape, -1), np.zeros((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)
+    for row, sample in enumerate(bags):
+        start = 0
+        for number, bag in enumerate(sample):
+            if bag.features.shape[1] != width:
+                raise InputError(
+                    f"features of slide '{bag.slide_id}'",
+                    f"{bag.features.shape[1]} features per tile, but {width} in others of the same encoder.",
+                    "delete the features of this encoder and rerun embed_tiles.",
+                )
+            here = (row, slice(start, start + len(bag.features)))
+            features[here], mask[here], slide[here] = bag.features, True, number
+            cell[here], coords[here] = bag.cell, bag.coords
+            start += len(bag.features)
+    arrays = {"features": features, "mask": mask, "slide": slide, "cell": cell, "coords": coords}
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def _parents(bags: Sequence[Sequence[SlideBag]], shape: tuple[int, ...]) -> torch.Tensor:
+    """Position of each tile's parent among the coarser tiles of its sample, int64 `shape`, -1 where there is none."""
+    parents = np.full(shape, -1, np.int64)
+    for row, sample in enumerate(bags):
+        start = coarser = 0
+        for bag in sample:
+            assert bag.parent is not None and bag.coarser is not None
+            parents[row, start : start + len(bag.parent)] = np.where(bag.parent < 0, -1, bag.parent + coarser)
+            start, coarser = start + len(bag.parent), coarser + len(bag.coarser.features)
+    return torch.from_numpy(parents)
+
+
 def _resampled(bag: SlideBag, length: int) -> SlideBag:
-    """Reference mode: tiles by column, then row, repeated or thinned to `length`."""
+    """Reference mode: tiles by column, then row, repeated or thinned to `length`; nothing links two magnifications."""
     order = np.lexsort((bag.coords[:, 1], bag.coords[:, 0]))
     rows = order[fixed_length_rows(len(order), length)]
-    return SlideBag(bag.slide_id, bag.features[rows], bag.coords[rows], bag.cell[rows])
+    coarser = None if bag.coarser is None else _resampled(bag.coarser, length)
+    parent = None if bag.parent is None else np.full(length, -1)
+    return SlideBag(bag.slide_id, bag.features[rows], bag.coords[rows], bag.cell[rows], coarser, parent)
 
 
 def targets_of(

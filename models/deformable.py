@@ -14,7 +14,7 @@ sampled half a pixel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,13 @@ class Points:
     reference : [2, rows, columns], resting place of each coarse point as (column, row), in coarse cells
     offset : [groups, 2, rows, columns], predicted displacement, in coarse cells
     valid : bool [rows, columns], False for a coarse point whose window holds no tile; its key is masked
+    weights : [groups, tiles, keys], attention before dropout; None unless asked for
     """
 
     reference: Tensor
     offset: Tensor
     valid: Tensor
+    weights: Tensor | None = None
 
     @property
     def place(self) -> Tensor:
@@ -86,18 +88,21 @@ class DeformableAttention(nn.Module):
         self.output = nn.Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, sources: Tensor, cell: Tensor) -> tuple[Tensor, Points]:
+    def forward(
+        self, queries: Tensor, sources: Tensor, cell: Tensor, keep_weights: bool = False
+    ) -> tuple[Tensor, Points]:
         """Attend within one slide.
 
         Parameters
         ----------
         queries, sources : [tiles, width], the source of queries and that of keys and values
         cell : int64 [tiles, 2], (column, row) of each tile on the lattice, each cell at most once
+        keep_weights : return the attention weights too; they are tiles x tiles / 2 numbers
 
         Returns
         -------
         attended : [tiles, width]
-        points : where the keys were sampled
+        points : where the keys were sampled, and the attention weights where asked for
         """
         width, height = self._lattice(cell)
         flat = cell[:, 1] * width + cell[:, 0]
@@ -110,9 +115,9 @@ class DeformableAttention(nn.Module):
         sampled = sampled.flatten(2).transpose(1, 2)  # [groups, keys, width / groups]
         key = sampled @ self.key.reshape(GROUPS, HEAD_WIDTH, -1).transpose(1, 2)
         value = sampled @ self.value.reshape(GROUPS, HEAD_WIDTH, -1).transpose(1, 2)
-        at = Displacement.between(*self._axes(height, width, cell.device), self._key_positions(points.place, grid))
-        heads = self._attend(query, key, value, at, cell, points.valid.flatten())
-        return self.output(heads.transpose(0, 1).flatten(1)), points
+        at = Displacement.between(*self._axes(height, width, grid), self._key_positions(points.place, grid))
+        heads, weights = self._attend(query, key, value, at, cell, points.valid.flatten(), keep_weights)
+        return self.output(heads.transpose(0, 1).flatten(1)), replace(points, weights=weights)
 
     def _lattice(self, cell: Tensor) -> tuple[int, int]:
         """Width and height; in half-pixel convention rounded up to coarse cells, so that windows cover all tiles."""
@@ -144,9 +149,10 @@ class DeformableAttention(nn.Module):
             scaled = 2 * (place + 0.5) / size[:, None, None] - 1
         return scaled.permute(0, 2, 3, 1)
 
-    def _axes(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _axes(self, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Positions of the lattice's columns [width] and rows [height] in the convention's unit."""
-        column, row = (torch.arange(n, device=device, dtype=torch.float32) for n in (width, height))
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        column, row = (torch.arange(n, device=like.device, dtype=dtype) for n in (width, height))
         if self.convention == CORNER:
             return 2 * column / max(width - 1, 1) - 1, 2 * row / max(height - 1, 1) - 1
         return column / UNIT_TILES, row / UNIT_TILES
@@ -158,24 +164,26 @@ class DeformableAttention(nn.Module):
         return ((STRIDE * place + (STRIDE - 1) / 2) / UNIT_TILES).flatten(2).transpose(1, 2)
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, at: Displacement, cell: Tensor, valid: Tensor
-    ) -> Tensor:
+        self, query: Tensor, key: Tensor, value: Tensor, at: Displacement, cell: Tensor, valid: Tensor, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention in chunks of queries, [groups, tiles, 64]; more than one are recomputed in the backward pass."""
         table = self.position_bias.table(at, GROUPS * query.shape[1] * key.shape[1])
         if table is not None:
             at = table.scaled(at)
 
-        def chunk(query: Tensor, cell: Tensor) -> Tensor:
+        def chunk(query: Tensor, cell: Tensor) -> tuple[Tensor, Tensor | None]:
             scores = query @ key.transpose(1, 2) * HEAD_WIDTH**-0.5 + self.position_bias.bias(at, table, cell)
             scores = scores.masked_fill(~valid, float("-inf"))
-            return self.dropout(scores.softmax(dim=-1)) @ value
+            weights = scores.softmax(dim=-1)
+            return self.dropout(weights) @ value, weights if keep else None
 
         pairs = EXACT_PAIRS_PER_CHUNK if table is None else PAIRS_PER_CHUNK
         rows = max(1, pairs // (GROUPS * key.shape[1]))
         if query.shape[1] <= rows:
             return chunk(query, cell)
         parts = zip(query.split(rows, dim=1), cell.split(rows), strict=True)
-        return torch.cat([checkpoint(chunk, q, c, use_reentrant=False) for q, c in parts], dim=1)
+        heads, weights = zip(*(checkpoint(chunk, q, c, use_reentrant=False) for q, c in parts), strict=True)
+        return torch.cat(heads, dim=1), torch.cat(weights, dim=1) if keep else None
 
 
 def _uniform(rows: int, columns: int) -> Tensor:

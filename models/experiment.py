@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models.params import build_config, check_range
-from models.registry import GENES, SLIDES, model_class, needs
+from models.params import build_config, check_choice, check_range
+from models.registry import GENES, SLIDES, entry, model_class, needs, role
 from pipeline.contracts import layout
 from pipeline.contracts.cohort import check_id
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,24 @@ class Experiment:
     ----------
     name : experiment id
     model : a name of `models.registry`
-    encoder, magnification : the feature bags to read; None for a model without slides. A magnification of None takes
-        the only one there is, or the coarsest
+    encoder, magnification : the feature bags to read; None for a model without slides. A model of two magnifications
+        takes a pair, finest first. A magnification of None takes the coarsest there are
     epochs, batch_size, lr, weight_decay : training settings; `batch_size` counts cases
     patience : epochs without a better validation loss before training stops; 0 never stops early
     seed : of weights, shuffling and dropout (together with the fold's number), never of the split
     bins : survival intervals, at most; fewer where a fold has fewer events
     precision : "float32", or "bfloat16" for autocast on a GPU
     reference : reproduce the released code of the model's authors instead of the defects-fixed default
-    init_from : reserved for pre-training
-    params : the model's own hyper-parameters
+    init_from : experiments that come before this one, fold by fold: one whose weights it starts from, one that
+        teaches it, see `models.registry`; a name or several
+    params : the model's own hyper-parameters; ``preset`` stands for one of the model's `presets`
     tasks, needs : filled in and used by the workflow
     """
 
     name: str
     model: str
     encoder: str | None = None
-    magnification: float | None = None
+    magnification: float | Sequence[float] | None = None
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -48,7 +49,7 @@ class Experiment:
     bins: int = 4
     precision: str = "float32"
     reference: bool = False
-    init_from: str | None = None
+    init_from: str | Sequence[str] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     tasks: Sequence[str] | None = None
     needs: Sequence[str] | None = None
@@ -67,8 +68,10 @@ class Experiment:
         check_range(f"bins of '{self.name}'", self.bins, 2, 100, integer=True)
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(where, f"precision is '{self.precision}'.", "use float32 or bfloat16.")
-        if self.init_from is not None:
-            raise InputError(where, "init_from is not supported yet.", "remove the key.")
+        sources = (self.init_from,) if isinstance(self.init_from, str) else tuple(self.init_from or ())
+        object.__setattr__(self, "init_from", sources or None)
+        if self.magnification is not None and not isinstance(self.magnification, (int, float)):
+            object.__setattr__(self, "magnification", tuple(self.magnification))
         object.__setattr__(self, "params", dict(self.params or {}))
 
     def resolved(self, kind: str) -> Experiment:
@@ -80,11 +83,72 @@ class Experiment:
         where = f"config.yaml experiments '{self.name}'"
         if self.reference and model.reference_params is None:
             raise InputError(where, f"model '{self.model}' has no reference mode.", "set reference: false.")
-        defaults = {**model.defaults, **model.defaults_by_kind.get(kind, {})}
+        started = model.defaults_when_started if self.init_from else {}
+        defaults = {**model.defaults, **model.defaults_by_kind.get(kind, {}), **started}
         filled = {key: value for key, value in defaults.items() if getattr(self, key) is None}
-        params = {**(model.reference_params if self.reference else {}), **self.params}
+        own = dict(self.params)
+        preset = own.pop("preset", None)
+        if preset is not None:
+            check_choice(f"params.preset of '{self.name}'", preset, model.presets)
+            own = {**model.presets[preset], **own}
+        params = {**(model.reference_params if self.reference else {}), **own}
         config = build_config(model.Config, params, self.model)
         return replace(self, **filled, params=asdict(config), tasks=None, needs=None)
+
+
+def check_sources(experiments: Sequence[Experiment], tasks: Sequence[str]) -> None:
+    """Raise InputError where an ``init_from`` names what cannot come before; `tasks` are all tasks of the run."""
+    known = {experiment.name: experiment for experiment in experiments}
+    for experiment in experiments:
+        where = f"config.yaml experiments '{experiment.name}' init_from"
+        for name in experiment.init_from or ():
+            if name not in known:
+                raise InputError(
+                    where, f"unknown experiment '{name}'{nearest(name, known)}.", "name one of this config."
+                )
+        _check_cycle(experiment, known, where)
+        check_roles(experiment, [known[name] for name in experiment.init_from or ()])
+        for name in experiment.init_from or ():
+            absent = sorted(set(experiment.tasks or tasks) - set(known[name].tasks or tasks))
+            if absent:
+                raise InputError(where, f"'{name}' is not trained on task '{absent[0]}'.", "give both the same tasks.")
+
+
+def _check_cycle(experiment: Experiment, known: Mapping[str, Experiment], where: str) -> None:
+    seen: list[str] = []
+    waiting = list(experiment.init_from or ())
+    while waiting:
+        name = waiting.pop()
+        if name == experiment.name:
+            raise InputError(where, f"'{name}' would have to be trained before itself.", "break the circle.")
+        if name not in seen:
+            seen.append(name)
+            waiting += [source for source in known[name].init_from or () if source in known]
+
+
+def check_roles(experiment: Experiment, sources: Sequence[Experiment]) -> dict[str, Experiment]:
+    """Role (`models.registry.role`) -> source. Raises InputError for a source that does not fit the experiment."""
+    where = f"config.yaml experiments '{experiment.name}' init_from"
+    found: dict[str, Experiment] = {}
+    for source in sources:
+        part = role(experiment.model, source.model)
+        if part is None:
+            fitting = sorted(entry(experiment.model).starts_from | entry(experiment.model).taught_by)
+            raise InputError(
+                where,
+                f"a '{experiment.model}' can do nothing with '{source.name}', a '{source.model}'.",
+                f"name an experiment of {' or '.join(fitting)}." if fitting else "remove the key.",
+            )
+        if part in found:
+            raise InputError(
+                where, f"'{found[part].name}' and '{source.name}' have the same part.", "name one of them."
+            )
+        for key in ("encoder", "magnification"):
+            own, other = getattr(experiment, key), getattr(source, key)
+            if own != other:
+                raise InputError(where, f"{key} is {own}, but {other} in '{source.name}'.", "give both the same.")
+        found[part] = source
+    return found
 
 
 @dataclass(frozen=True)
@@ -98,6 +162,7 @@ class Inputs:
     features_index : index of the experiment's encoder, None without slides
     expression : ``expression.h5ad``, None without genes
     genes_dir : folder of ``fold{k}.json`` of the task, None without genes
+    sources : experiment named by ``init_from`` -> folder of its models for the task
     """
 
     splits: str | Path
@@ -105,18 +170,20 @@ class Inputs:
     features_index: str | Path | None = None
     expression: str | Path | None = None
     genes_dir: str | Path | None = None
+    sources: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def from_named(cls, named: Any, cases: str | Path) -> Inputs:
-        """From a mapping with ``splits`` and, where used, ``features``, ``expression`` and ``genes`` (one folder's)."""
-        genes = named.get("genes")
-        genes = [genes] if isinstance(genes, (str, Path)) else list(genes or [])
+        """From a mapping with ``splits`` and, where used, ``features``, ``expression``, ``genes`` (one folder's) and
+        ``sources`` (the model indexes of other experiments)."""
+        genes, sources = (_listed(named.get(key)) for key in ("genes", "sources"))
         return cls(
             splits=named["splits"],
             cases=cases,
             features_index=named.get("features"),
             expression=named.get("expression"),
             genes_dir=Path(genes[0]).parent if genes else None,
+            sources={Path(index).parent.name: Path(index).parent for index in sources},
         )
 
     def check(self, experiment: Experiment) -> None:
@@ -134,3 +201,7 @@ class Inputs:
         """The gene selection of one fold."""
         assert self.genes_dir is not None
         return Path(self.genes_dir) / Path(layout.genes("", "", fold)).name
+
+
+def _listed(paths: Any) -> list[Any]:
+    return [paths] if isinstance(paths, (str, Path)) else list(paths or [])

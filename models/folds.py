@@ -12,9 +12,10 @@ from models.batch import Sizes
 from models.checkpoint import selection_values
 from models.covariates import Covariates, fit_covariates
 from models.data import Cohort, array_digest
-from models.experiment import Experiment
+from models.experiment import Experiment, Inputs
 from models.losses import fit_class_weights
 from models.registry import CLINICAL, GENES, SLIDES, model_class
+from models.sources import Sources, read_sources
 from models.survival import Intervals, fit_intervals
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import digest_of
@@ -28,8 +29,10 @@ from pipeline.contracts.tasks import CLASSIFICATION, Labels
 class Fold:
     """A fold that is ready to train.
 
-    `train` and `val` are usable cases, sorted. `classes`, `class_weights` and `intervals` come from training cases.
-    `digest` covers exactly the inputs of the training and validation cases, and never a held-out case.
+    `train` and `val` are usable cases, sorted. `classes`, `class_weights` and `intervals` come from training cases;
+    with a teacher, classes and intervals are those that it learnt on the same fold.
+    `digest` covers exactly the inputs of the training and validation cases, and never a held-out case. `sources` are
+    what the fold takes over from other experiments, and `split` is the digest of all its training and validation cases.
     """
 
     number: int
@@ -43,6 +46,8 @@ class Fold:
     notes: tuple[str, ...] = field(default=())
     digest: str = ""
     covariates: Covariates | None = None
+    sources: Sources = field(default_factory=Sources)
+    split: str = ""
 
 
 def usable_cases(
@@ -69,8 +74,9 @@ def prepare_fold(
     splits: Splits,
     cohort: Cohort,
     selection: GeneSelection | None,
+    inputs: Inputs | None = None,
 ) -> Fold:
-    """Fit what is fitted before training. `experiment` is resolved.
+    """Fit what is fitted before training. `experiment` is resolved; `inputs` are needed for its ``init_from``.
 
     Raises
     ------
@@ -79,6 +85,12 @@ def prepare_fold(
     """
     where = f"task '{labels.task.name}', fold {number}"
     model = model_class(experiment.model)
+    split = digest_of("split", *(list(splits.cases(number, role)) for role in (TRAIN, VAL)))
+    sources = Sources()
+    if experiment.init_from:
+        assert inputs is not None
+        sources = read_sources(experiment, labels.task, inputs, number, split)
+    teacher = sources.teacher
     train, lost_train = usable_cases(splits.cases(number, TRAIN), labels, cohort, model.needs)
     val, lost_val = usable_cases(splits.cases(number, VAL), labels, cohort, model.needs)
     if not train:
@@ -88,7 +100,8 @@ def prepare_fold(
     class_weights: tuple[float, ...] = ()
     intervals = None
     if labels.task.kind == CLASSIFICATION:
-        classes = tuple(sorted({labels.label[c] for c in train}))
+        classes = teacher.classes if teacher else tuple(sorted({labels.label[c] for c in train}))
+        _check_known(classes, train, labels, where)
         if len(classes) < 2:
             raise InputError(where, f"all {len(train)} training cases are of class '{classes[0]}'.")
         unseen = [c for c in val if labels.label[c] not in classes]
@@ -102,7 +115,7 @@ def prepare_fold(
         event = np.array([labels.event[c] for c in train])
         if not event.any():
             raise InputError(where, f"none of the {len(train)} training cases has an event.")
-        intervals = fit_intervals(time, event, experiment.bins)
+        intervals = (teacher and teacher.intervals) or fit_intervals(time, event, experiment.bins)
         if len(intervals) < experiment.bins:
             few = f"{len(intervals)} survival interval{'s' * (len(intervals) > 1)} instead of {experiment.bins}"
             notes.append(f"{few}: {int(event.sum())} training cases with an event")
@@ -124,9 +137,35 @@ def prepare_fold(
     )
     fold = Fold(
         number, tuple(train), tuple(val), sizes, selection, classes, class_weights, intervals, tuple(notes),
-        covariates=covariates,
+        covariates=covariates, sources=sources, split=split,
     )  # fmt: skip
+    _check_sources(fold, cohort, where)
     return Fold(**{**vars(fold), "digest": _digest(fold, experiment, labels, cohort)})
+
+
+def _check_known(classes: Sequence[str], train: Sequence[str], labels: Labels, where: str) -> None:
+    unknown = [c for c in train if labels.label[c] not in classes]
+    if unknown:
+        raise InputError(
+            where,
+            f"{len(unknown)} training cases are of a class that the teacher's lacked: '{labels.label[unknown[0]]}'.",
+            "give the teacher cases of that class, or train without it.",
+        )
+
+
+def _check_sources(fold: Fold, cohort: Cohort, where: str) -> None:
+    """Raise InputError where a source reads or predicts anything else than the fold does."""
+    start, teacher = fold.sources.weights, fold.sources.teacher
+    for source in (s for s in (start, teacher) if s is not None):
+        pairs = [
+            ("magnification", cohort.magnification, source.magnification),
+            ("features per tile", fold.sizes.features, source.sizes.features),
+            ("outputs", fold.sizes.outputs, source.sizes.outputs),
+            ("classes", fold.classes, source.classes),
+        ]
+        for what, own, other in pairs:
+            if own != other:
+                raise InputError(where, f"{what}: {own}, but {other} in '{source.experiment.name}' of init_from.")
 
 
 def _why(left_out: dict[str, str]) -> str:
@@ -170,8 +209,18 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
         clinical = [[row[column] for column in columns] for row in cohort.clinical(cases)]
     return digest_of(
         "models", REVISIONS["models"], settings, asdict(labels.task), fold.number, fold.train, fold.val,
-        outcome, genes, slides, clinical, fold.notes, cohort.magnification,
+        outcome, genes, slides, clinical, fold.notes, cohort.magnification, *_taken_over(fold, cohort),
     )  # fmt: skip
+
+
+def _taken_over(fold: Fold, cohort: Cohort) -> list[object]:
+    """What a fold's training depends on through its sources: their digests, and the genes that the teacher reads."""
+    parts: list[object] = list(fold.sources.digests)
+    teacher = fold.sources.teacher
+    if teacher is not None and teacher.selection is not None:
+        read = [c for c in fold.train if not cohort.lacking(c, {GENES})]
+        parts += [read, array_digest(cohort.genes(read, teacher.selection))]
+    return parts
 
 
 def read_selection(path: Path) -> GeneSelection:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 SNN_WIDTHS = (64, 48, 32, 128)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """The same in float32 at least: for sums that would suffer in the types of autocast."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class SelfNormalisingNetwork(nn.Sequential):
@@ -23,6 +29,22 @@ class SelfNormalisingNetwork(nn.Sequential):
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.ELU(), nn.AlphaDropout(dropout)]
         super().__init__(*layers, nn.ReLU())
+
+
+class PairLinear(nn.Linear):
+    """A linear layer of [tile ; vector of the tile's sample], the vector's half computed once per sample.
+
+    Input tiles [tiles, `first`], vectors [samples, `second`] and the sample of each tile, int64 [tiles].
+    """
+
+    def __init__(self, first: int, second: int, width: int) -> None:
+        super().__init__(first + second, width)
+        self.first = first
+
+    def forward(self, tiles: Tensor, vectors: Tensor, sample: Tensor) -> Tensor:
+        of_tiles, of_vectors = self.weight.split([self.first, self.in_features - self.first], dim=1)
+        shift = functional.linear(vectors, of_vectors, self.bias)
+        return functional.linear(tiles, of_tiles) + shift[sample]
 
 
 class AttentionPool(nn.Module):

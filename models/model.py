@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from models.batch import Batch, Outputs, Targets
+from models.batch import Batch, Outputs, Sizes, Targets
+from models.params import build_config
+from models.registry import model_class
 from models.survival import Intervals, risk_of_survival, survival_of_hazards
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.experiment import Experiment
 
 
 class Model(nn.Module):
@@ -22,7 +29,13 @@ class Model(nn.Module):
     Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
     defaults_by_kind : task kind -> defaults that differ for it
+    defaults_when_started : defaults that differ for an experiment with ``init_from``
     reference_params : values of `Config` that reproduce the released code; None if there is no reference mode
+    presets : name -> values of `Config`, for the ablations of its authors; ``params: {preset: name}`` takes one
+    magnifications : how many magnifications of each slide `forward` reads, 1 or 2
+    warmup_epochs : 0 lowers the learning rate by a cosine, epoch by epoch; otherwise the rate also rises, step by step,
+        from 0 over so many epochs
+    decoupled_decay : take AdamW's weight decay instead of Adam's
     fits_itself : True when `fit` replaces the training loop
     """
 
@@ -30,9 +43,15 @@ class Model(nn.Module):
     needs: ClassVar[frozenset[str]]
     gene_groups: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type]
+    config: Any
     defaults: ClassVar[dict[str, Any]] = {}
     defaults_by_kind: ClassVar[dict[str, dict[str, Any]]] = {}
+    defaults_when_started: ClassVar[dict[str, Any]] = {}
     reference_params: ClassVar[dict[str, Any] | None] = None
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    magnifications: ClassVar[int] = 1
+    warmup_epochs: ClassVar[int] = 0
+    decoupled_decay: ClassVar[bool] = False
     fits_itself: ClassVar[bool] = False
 
     def forward(self, batch: Batch) -> Outputs:
@@ -40,6 +59,10 @@ class Model(nn.Module):
 
     def edit_gradients(self, outputs: Outputs, targets: Targets) -> None:
         """Change gradients between the backward pass and the optimiser's step. Most models do not."""
+
+    def lesson(self, batch: Batch) -> dict[str, Tensor]:
+        """Models that teach: what a student learns of each sample, name -> [samples, ...]."""
+        raise NotImplementedError
 
     def outcome(self, logits: Tensor, intervals: Intervals) -> tuple[Tensor, Tensor]:
         """Survival tasks: risk [samples] and survival [samples, bins] at the end of each interval."""
@@ -55,3 +78,21 @@ class Model(nn.Module):
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """Models that fit themselves: learn from all training samples at once; return history rows and notes."""
         raise NotImplementedError
+
+
+def build_model(experiment: Experiment, sizes: Sizes) -> Model:
+    """The untrained model of a resolved experiment."""
+    model = model_class(experiment.model)
+    return model(build_config(model.Config, experiment.params, experiment.model), sizes)
+
+
+def restored(checkpoint: Checkpoint, device: torch.device) -> Model:
+    """The trained model of a checkpoint, in evaluation mode."""
+    model = build_model(checkpoint.experiment, checkpoint.sizes).to(device)
+    model.load_state_dict(checkpoint.state)
+    return model.eval()
+
+
+def fixed_length(model: Model) -> int | None:
+    """Tiles per slide in reference mode, None when a sample is a case with all its tiles."""
+    return getattr(model.config, "fixed_length", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -17,6 +18,13 @@ def check_range(key: str, value: Any, low: float, high: float, integer: bool = F
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         what = "a whole number" if integer else "a number"
         raise InputError(WHERE, f"{key} is {value!r}, expected {what} from {low:g} to {high:g}.")
+
+
+def check_square(key: str, value: Any) -> None:
+    """Raise InputError unless `value` is a square number, of 64 at least."""
+    check_range(key, value, 64, 100_000, integer=True)
+    if math.isqrt(value) ** 2 != value:
+        raise InputError(f"{WHERE} params", f"{key} {value} is not a square.", "use 2500, for example.")
 
 
 def check_choice(key: str, value: Any, known: Iterable[Any]) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.checkpoint import Checkpoint, read_checkpoint
+from models.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from models.covariates import check_columns
-from models.data import Cohort, Collator, samples_of
+from models.data import Cohort, Collator, named_magnification, samples_of
 from models.experiment import Experiment, Inputs
 from models.folds import usable_cases
 from models.metrics import softmax
-from models.model import Model
-from models.train import CHECKPOINT, build_model, fixed_length, open_cohort, use_device
+from models.model import Model, fixed_length, restored
+from models.train import open_cohort, use_device
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.predictions import (
     ClassPrediction,
@@ -114,9 +114,7 @@ def predict_cases(
     if checkpoint.covariates is not None and cohort.sheet is not None:
         columns = [covariate.column for covariate in checkpoint.covariates.columns]
         check_columns(columns, cohort.sheet.columns, (), cohort.sheet.path)
-    model = build_model(checkpoint.experiment, checkpoint).to(device)
-    model.load_state_dict(checkpoint.state)
-    model.eval()
+    model = restored(checkpoint, device)
     length = fixed_length(model)
     collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length, checkpoint.covariates)
     outcomes, left_out = [], {}
@@ -149,7 +147,8 @@ def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[s
     if cohort.magnification != checkpoint.magnification:
         raise InputError(
             where,
-            f"they are at {cohort.magnification:g}x, but it was trained at {checkpoint.magnification:g}x.",
+            f"they are at {named_magnification(cohort.magnification)}, but it was trained at"
+            f" {named_magnification(checkpoint.magnification)}.",
             "use the bags of the magnification that it was trained on.",
         )
     found = cohort.feature_width(case_ids)

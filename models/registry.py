@@ -16,10 +16,22 @@ CLINICAL_COLUMNS = ("age", "sex")  #: default of the clinical model; here for th
 
 @dataclass(frozen=True)
 class Entry:
-    """`path` is ``module:Class``; the class repeats `needs`, and a test holds the two together."""
+    """A model as the workflow sees it.
+
+    Attributes
+    ----------
+    path : ``module:Class``; the class repeats `needs` and `magnifications`, and a test holds the two together
+    needs : the modalities that every case must have
+    magnifications : how many magnifications of each slide it reads
+    starts_from, taught_by : models that the experiments named by ``init_from`` may have: one whose weights this model
+        starts from, and one that stays frozen and teaches it
+    """
 
     path: str
     needs: frozenset[str]
+    magnifications: int = 1
+    starts_from: frozenset[str] = frozenset()
+    taught_by: frozenset[str] = frozenset()
 
 
 MODELS: dict[str, Entry] = {
@@ -35,6 +47,15 @@ MODELS: dict[str, Entry] = {
     "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
     "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
+    "disentangled-teacher": Entry("models.disentangled_teacher:DisentangledTeacher", frozenset({SLIDES, GENES}), 2),
+    "disentangled-histology": Entry("models.disentangled_teacher:HistologyTeacher", frozenset({SLIDES}), 2),
+    "disentangled-student": Entry(
+        "models.disentangled_student:DisentangledStudent",
+        frozenset({SLIDES}),
+        magnifications=2,
+        starts_from=frozenset({"disentangled-student"}),
+        taught_by=frozenset({"disentangled-teacher", "disentangled-histology"}),
+    ),
 }
 
 
@@ -43,6 +64,16 @@ def entry(name: str, where: str = "config.yaml experiments") -> Entry:
     if name not in MODELS:
         raise InputError(where, f"unknown model '{name}'{nearest(name, MODELS)}.", f"use one of: {', '.join(MODELS)}.")
     return MODELS[name]
+
+
+WEIGHTS = "weights"
+TEACHER = "teacher"
+
+
+def role(model: str, source: str) -> str | None:
+    """What an experiment with model `source` is to one with `model` whose ``init_from`` names it; None: nothing."""
+    own = entry(model)
+    return WEIGHTS if source in own.starts_from else TEACHER if source in own.taught_by else None
 
 
 def needs(name: str, where: str = "config.yaml experiments") -> frozenset[str]:

@@ -9,7 +9,6 @@ CG-Coord.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,10 +19,11 @@ from torch.nn import functional
 from models.batch import Batch, Outputs, Sizes, Targets
 from models.coordination import COORDINATIONS, NONE, confidences, coordinated, gecon, gecon_reference
 from models.deformable import CONVENTIONS, CORNER, HALF_PIXEL, DeformableAttention, Points
-from models.layers import SelfNormalisingNetwork
+from models.layers import PairLinear, SelfNormalisingNetwork
 from models.model import Model
-from models.params import check_choice, check_range
+from models.params import check_choice, check_range, check_square
 from models.position_bias import EXACT, METHODS, TABULATED
+from models.slides import Slides, unpadded
 from pipeline.contracts.errors import InputError
 
 WIDTH = 128
@@ -67,52 +67,11 @@ class SubspaceConfig:
         check_choice("coordination", self.coordination, COORDINATIONS)
         check_choice("convention", self.convention, CONVENTIONS)
         check_choice("position_bias", self.position_bias, METHODS)
-        where = "config.yaml experiments params"
         if self.fixed_length is not None:
-            check_range("fixed_length", self.fixed_length, 64, 100_000, integer=True)
-            if math.isqrt(self.fixed_length) ** 2 != self.fixed_length:
-                raise InputError(where, f"fixed_length {self.fixed_length} is not a square.", "use 2500, for example.")
+            check_square("fixed_length", self.fixed_length)
         elif self.convention == CORNER:
+            where = "config.yaml experiments params"
             raise InputError(where, "convention 'corner' needs a fixed_length.", "use half_pixel.")
-
-
-@dataclass(frozen=True)
-class Slides:
-    """The tiles of a batch without padding: features [tiles, width], cell [tiles, 2] (column, row), `sample`
-    [tiles].
-
-    `lengths` is the number of tiles of each slide in order, `owner` the sample of each slide, `tiles` the
-    number of tiles of each sample.
-    """
-
-    features: Tensor
-    cell: Tensor
-    sample: Tensor
-    lengths: list[int]
-    owner: list[int]
-    tiles: list[int]
-
-
-def unpadded(batch: Batch, fixed_length: int | None) -> Slides:
-    """Strip the padding. With a fixed length, tile n of a slide is put at column n mod S, row n div S."""
-    assert batch.features is not None and batch.mask is not None
-    assert batch.slide is not None and batch.cell is not None
-    sample = torch.arange(len(batch), device=batch.mask.device)[:, None].expand_as(batch.mask)[batch.mask]
-    cell = batch.cell[batch.mask]
-    if fixed_length:
-        number = torch.arange(batch.mask.shape[1], device=cell.device).expand_as(batch.mask)[batch.mask]
-        side = math.isqrt(fixed_length)
-        cell = torch.stack([number % side, number // side], dim=1)
-    place = torch.stack([sample, batch.slide[batch.mask]], dim=1)
-    slides, lengths = torch.unique_consecutive(place, dim=0, return_counts=True)
-    return Slides(
-        batch.features[batch.mask],
-        cell,
-        sample,
-        lengths.tolist(),
-        slides[:, 0].tolist(),
-        batch.mask.sum(dim=1).tolist(),
-    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +90,7 @@ class Stream(nn.Module):
         super().__init__()
         self.genes = SelfNormalisingNetwork(genes, dropout=config.dropout)
         self.project = nn.Linear(features, WIDTH)
-        self.teacher = nn.Linear(2 * WIDTH, WIDTH)
+        self.teacher = PairLinear(WIDTH, WIDTH, WIDTH)
         self.norm_tokens = nn.LayerNorm(WIDTH)
         self.attention = DeformableAttention(WIDTH, config.attention_dropout, config.convention, config.position_bias)
         self.norm_pooled = nn.LayerNorm(WIDTH)
@@ -141,16 +100,11 @@ class Stream(nn.Module):
     def forward(self, slides: Slides, genes: Tensor) -> StreamOutput:
         gene = self.genes(genes)  # [samples, 128]
         tiles = torch.relu(self.project(slides.features))  # [tiles, 128]
-        # Linear of [tile ; gene], with the gene half computed once per sample
-        from_tile, from_gene = self.teacher.weight.split(WIDTH, dim=1)
-        shift = functional.linear(gene, from_gene, self.teacher.bias)
-        teacher = functional.linear(tiles, from_tile) + shift[slides.sample]
+        teacher = self.teacher(tiles, gene, slides.sample)
         queries, sources = self.norm_tokens(teacher), self.norm_tokens(tiles)
-        parts = [part.split(slides.lengths) for part in (queries, sources, slides.cell)]
-        attended = [self.attention(q, s, c) for q, s, c in zip(*parts, strict=True)]
-        tokens = self.norm_pooled(teacher + torch.cat([a for a, _ in attended]))
-        mean = torch.stack([sample.mean(dim=0) for sample in tokens.split(slides.tiles)])
-        return StreamOutput(self.final(torch.tanh(self.pool(mean))), gene, [p for _, p in attended])
+        attended, points = slides.attended(self.attention, queries, sources)
+        mean = slides.mean(self.norm_pooled(teacher + attended))
+        return StreamOutput(self.final(torch.tanh(self.pool(mean))), gene, points)
 
 
 class Subspace(Model):

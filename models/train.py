@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.batch import Batch, Targets, joined
 from models.checkpoint import (
+    CHECKPOINT,
     FORMAT_VERSION,
     RESUME_KIND,
     Checkpoint,
@@ -31,9 +32,9 @@ from models.experiment import Experiment, Inputs
 from models.folds import Fold, prepare_fold, read_selection
 from models.losses import Objective
 from models.metrics import selection_score
-from models.model import Model
-from models.params import build_config
+from models.model import Model, build_model, fixed_length
 from models.registry import CLINICAL, GENES, SLIDES, model_class
+from models.sources import lessons, with_lessons
 from pipeline.contracts.errors import FormatError, HistoweaveError
 from pipeline.contracts.files import write_table
 from pipeline.contracts.revisions import REVISIONS
@@ -45,7 +46,6 @@ __all__ = ["Experiment", "Inputs", "TrainingError", "train_folds"]
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.tsv"
 LAST = "last.pt"
 
@@ -93,7 +93,7 @@ def train_folds(
         try:
             needs_genes = GENES in model_class(experiment.model).needs
             selection = read_selection(inputs.genes_path(number)) if needs_genes else None
-            fold = prepare_fold(number, experiment, labels, splits, cohort, selection)
+            fold = prepare_fold(number, experiment, labels, splits, cohort, selection, inputs)
             checkpoint = finished(folder, fold.digest)
             seconds = 0.0
             if checkpoint is None:
@@ -121,13 +121,14 @@ def use_device(device: str, threads: int) -> torch.device:
 
 
 def open_cohort(experiment: Experiment, inputs: Inputs) -> Cohort:
-    """The inputs that the experiment's model reads, and no others."""
-    needs = model_class(experiment.model).needs
+    """The inputs that the experiment's model or its teacher reads, and no others."""
+    model = model_class(experiment.model)
     return Cohort(
-        inputs.features_index if SLIDES in needs else None,
+        inputs.features_index if SLIDES in model.needs else None,
         experiment.magnification,
-        inputs.expression if GENES in needs else None,
-        cases=inputs.cases if CLINICAL in needs else None,
+        inputs.expression if GENES in model.needs or experiment.init_from else None,
+        cases=inputs.cases if CLINICAL in model.needs else None,
+        magnifications=model.magnifications,
     )
 
 
@@ -160,7 +161,9 @@ def train_fold(
     folder.mkdir(parents=True, exist_ok=True)
     seed = fold_seed(experiment.seed, fold.number)
     torch.manual_seed(seed)
-    model = build_model(experiment, fold).to(device)
+    model = build_model(experiment, fold.sizes).to(device)
+    if fold.sources.weights is not None:
+        model.load_state_dict(fold.sources.weights.state)
     data = FoldData(fold, model, labels, cohort, experiment.batch_size or 1, device)
     notes = list(fold.notes)
     if model.fits_itself:
@@ -174,7 +177,7 @@ def train_fold(
     checkpoint = Checkpoint(
         experiment, labels.task, fold.number, fold.sizes, fold.classes, fold.class_weights, fold.intervals,
         fold.selection, cohort.magnification, progress.epoch, progress.best_epoch, tuple(notes),
-        REVISIONS["models"], fold.digest, progress.best_state, fold.covariates,
+        REVISIONS["models"], fold.digest, progress.best_state, fold.covariates, fold.split,
     )  # fmt: skip
     columns = list(dict.fromkeys(key for row in progress.history for key in row))
     write_table(folder / HISTORY, columns, progress.history)
@@ -188,12 +191,6 @@ def fold_seed(seed: int, fold: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{fold}".encode()).digest()[:8], "big") >> 1
 
 
-def build_model(experiment: Experiment, fold: Fold | Checkpoint) -> Model:
-    """The untrained model of a resolved experiment (or of a checkpoint) in the widths of a fold."""
-    model = model_class(experiment.model)
-    return model(build_config(model.Config, experiment.params, experiment.model), fold.sizes)
-
-
 class FoldData:
     """Batches of one fold's training and validation samples, moved to the device."""
 
@@ -205,10 +202,13 @@ class FoldData:
         self.collate = Collator(cohort, model.needs, fold.selection, model.gene_groups, length, fold.covariates)
         self.train = samples_of(cohort, fold.train, per_slide=length is not None)
         self.val = samples_of(cohort, fold.val, per_slide=length is not None)
+        teacher = fold.sources.teacher
+        self.lessons = lessons(teacher, cohort, self.train, device) if teacher else {}
 
     def whole(self, samples: Sequence[Sample]) -> tuple[Batch, Targets]:
         """All samples as one batch."""
-        return self.collate(samples).to(self.device), self.targets(samples)
+        batch = replace(self.collate(samples), **with_lessons(samples, self.lessons))
+        return batch.to(self.device), self.targets(samples)
 
     def targets(self, samples: Sequence[Sample]) -> Targets:
         case_ids = [sample.case_id for sample in samples]
@@ -227,32 +227,33 @@ class FoldData:
             yield self.whole([samples[i] for i in order[start : start + self.batch_size]])
 
 
-def fixed_length(model: Model) -> int | None:
-    """Tiles per slide in reference mode, None when a sample is a case with all its tiles."""
-    return getattr(model.config, "fixed_length", None)
-
-
 def run_epochs(
     model: Model, data: FoldData, experiment: Experiment, seed: int, last: Path, device: torch.device
 ) -> Progress:
-    """The training loop: Adam, cosine schedule, selection by the validation loss, and a state to go on from."""
+    """The training loop: Adam, falling rate, selection by the validation loss, and a state to go on from."""
     assert experiment.epochs and experiment.lr is not None and experiment.weight_decay is not None
     weights = torch.tensor(data.fold.class_weights, device=device) if data.fold.class_weights else None
     objective = Objective(data.fold.sizes.kind, weights)
-    optimiser = torch.optim.Adam(model.parameters(), lr=experiment.lr, weight_decay=experiment.weight_decay)
+    chosen = torch.optim.AdamW if model.decoupled_decay else torch.optim.Adam
+    optimiser = chosen(model.parameters(), lr=experiment.lr, weight_decay=experiment.weight_decay)
+    steps = -(-len(data.train) // data.batch_size)
     shuffle = torch.Generator().manual_seed(seed)
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=experiment.precision == "bfloat16" and device.type == "cuda"
     )
     progress = resume(last, data.fold.digest, model, optimiser, shuffle, device)
     while progress.epoch < experiment.epochs and not exhausted(progress, experiment.patience or 0):
-        lr = experiment.lr * (1 + math.cos(math.pi * progress.epoch / experiment.epochs)) / 2
-        for group in optimiser.param_groups:
-            group["lr"] = lr
+        rates = learning_rates(experiment, model.warmup_epochs, progress.epoch, steps)
         order = torch.randperm(len(data.train), generator=shuffle).tolist()
         with autocast:
-            losses = train_epoch(model, objective, data.batches(data.train, order), optimiser)
-        row: dict[str, Any] = {"epoch": progress.epoch + 1, "lr": lr, **losses, "val_loss": None, "val_score": None}
+            losses = train_epoch(model, objective, data.batches(data.train, order), optimiser, rates)
+        row: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "lr": max(rates),
+            **losses,
+            "val_loss": None,
+            "val_score": None,
+        }
         if data.val:
             with autocast:
                 row["val_loss"], row["val_score"] = validate(model, objective, data)
@@ -279,18 +280,44 @@ def exhausted(progress: Progress, patience: int) -> bool:
     return bool(patience) and progress.epoch - progress.best_epoch >= patience
 
 
+def learning_rates(experiment: Experiment, warmup_epochs: int, epoch: int, steps: int) -> list[float]:
+    """The learning rate of each of the `steps` of an epoch (from 0).
+
+    Without warm-up, a cosine falls from epoch to epoch. With it, the rate rises from 0 step by step over the first
+    epochs and falls by half a cosine to 0 after the last step.
+    """
+    assert experiment.epochs and experiment.lr is not None
+    if not warmup_epochs:
+        return [experiment.lr * (1 + math.cos(math.pi * epoch / experiment.epochs)) / 2] * steps
+    warmup, total = warmup_epochs * steps, experiment.epochs * steps
+    return [experiment.lr * warmup_cosine(step, warmup, total) for step in range(epoch * steps, (epoch + 1) * steps)]
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor of the learning rate, 0 to 1: up along a line, down along half a cosine."""
+    if step < warmup:
+        return step / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
 def train_epoch(
-    model: Model, objective: Objective, batches: Iterator[tuple[Batch, Targets]], optimiser: torch.optim.Optimizer
+    model: Model,
+    objective: Objective,
+    batches: Iterator[tuple[Batch, Targets]],
+    optimiser: torch.optim.Optimizer,
+    rates: Sequence[float],
 ) -> dict[str, float]:
     """One pass over the training samples. Returns the mean over batches of the total loss and of each of its parts."""
     model.train()
     sums: dict[str, float] = {}
     count = 0
-    for batch, targets in batches:
+    for (batch, targets), rate in zip(batches, rates, strict=True):
         assert model.training
+        for group in optimiser.param_groups:
+            group["lr"] = rate
         outputs = model(batch)
-        total, weight = objective(outputs.logits.float(), targets)
-        parts = {"task_loss": total / weight, **outputs.losses}
+        task_losses = [objective(logits.float(), targets) for logits in outputs.branches or (outputs.logits,)]
+        parts = {"task_loss": torch.stack([total / weight for total, weight in task_losses]).sum(), **outputs.losses}
         loss = torch.stack([part.float() for part in parts.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

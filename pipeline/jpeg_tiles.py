@@ -11,7 +11,9 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from pipeline.contracts.errors import SlideError
 from pipeline.decoded_tiles import DecodedTiles
+from pipeline.jpeg_streams import BLOCK_ROWS, ran_out, taller
 from pipeline.slide_backends import Backend, over_background, unreadable
 
 _VENDORS = ("aperio", "generic-tiff")  # others place their tiles with overlaps or gaps that the tags do not tell
@@ -101,17 +103,30 @@ class JpegTilesBackend:
             stream = os.pread(self._file, room, int(tiled.offsets[index]))
             if stream.rfind(_END_OF_IMAGE) < 0:  # the codec would fill what is missing with grey and say nothing
                 raise ValueError("the JPEG stream has no end")
-            return imagecodecs.jpeg8_decode(
-                stream,
+            more = taller(stream, tiled.height)
+            pixels = imagecodecs.jpeg8_decode(
+                more.stream if more else stream,
                 tables=tiled.tables,
                 colorspace=tiled.colours,
                 outcolorspace="RGB",
-                out=self._tiles.room(shape),
+                out=self._tiles.room((tiled.height + BLOCK_ROWS, *shape[1:]) if more else shape),
             )
+            if more and ran_out(pixels, tiled.height, more.width):
+                self._confirm(level, tiled, index)
+            return pixels
+        except SlideError:
+            raise
         except (OSError, OverflowError, MemoryError, ValueError, RuntimeError) as error:
             row, column = divmod(index, tiled.columns)
             corner = column * tiled.width, row * tiled.height
             raise unreadable(self._path, level, *corner, tiled.width, tiled.height, error) from error
+
+    def _confirm(self, level: int, tiled: TiledLevel, index: int) -> None:
+        """Ask the library, which takes its decoder's warnings for errors. Raises SlideError if it refuses the tile."""
+        row, column = divmod(index, tiled.columns)
+        x, y = column * tiled.width, row * tiled.height
+        width, height = self.sizes[level]
+        self._library.read(level, x, y, min(tiled.width, width - x), min(tiled.height, height - y))
 
     def release(self) -> None:
         """Give up the file and leave the library open."""

@@ -34,13 +34,14 @@ class Toy:
 
     cases: list[str]
     rna: dict[str, np.ndarray]
-    slides: dict[str, tuple[str, np.ndarray, np.ndarray]]  # slide_id -> case_id, features [N, D], cell [N, 2]
+    slides: dict[str, tuple[str, np.ndarray, np.ndarray]]  # slide_id -> case_id, features [N, D], cell [N, 2]; at 10x
     rows: dict[str, dict[str, str]]
     splits: list[SplitRow]
     patient_columns: tuple[str, ...] = ("case_id", "grade", "time_days", "event", "age", "sex", "site")
     groups: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {"tumour": SYMBOLS[:5], "tme": SYMBOLS[5:9], "all": SYMBOLS}
     )
+    pair: bool = False  # write 20x beside 10x
 
     def write(self, folder: Path) -> Inputs:
         write_table(folder / "cases.tsv", self.patient_columns, self.rows.values())
@@ -54,7 +55,8 @@ class Toy:
         )
         for fold in sorted({row.fold for row in self.splits}):
             self._write_genes(folder / "genes" / f"fold{fold}.json", fold)
-        records = [self._write_slide(folder, slide_id) for slide_id in sorted(self.slides)]
+        mags = (20.0, 10.0) if self.pair else (10.0,)
+        records = [self._write_slide(folder, slide_id, m) for slide_id in sorted(self.slides) for m in mags]
         write_index(folder / "features" / "index.tsv", records)
         return Inputs(
             folder / "splits.tsv", folder / "cases.tsv", folder / "features" / "index.tsv",
@@ -72,21 +74,34 @@ class Toy:
             ),
         )  # fmt: skip
 
-    def _write_slide(self, folder: Path, slide_id: str) -> BagRecord:
+    def _write_slide(self, folder: Path, slide_id: str, magnification: float) -> BagRecord:
         case_id, features, cell = self.slides[slide_id]
+        parent = np.full(len(features), -1)
+        if magnification == 20:
+            features, cell, parent = finer(features, cell)
         n = len(features)
         digest = digest_of(features.tolist(), cell.tolist())
         source = BagSource(
-            slide_id, "toy", "toy.model", "random", "w", 10.0, 224, (448.0, 448.0), 1.0, (1.0, 1.0), (0.5, 0.5), 20,
-            (9000, 9000), "none", "features/toy", 1, digest,
+            slide_id, "toy", "toy.model", "random", "w", magnification, 224, (448.0, 448.0), 1.0, (1.0, 1.0),
+            (0.5, 0.5), 20, (9000, 9000), "none", "features/toy", 1, digest, 0, (20.0, 10.0) if self.pair else (10.0,),
         )  # fmt: skip
-        path = folder / "features" / "10x" / f"{slide_id}.h5"
+        path = folder / "features" / f"{magnification:g}x" / f"{slide_id}.h5"
         bag = Bag(
-            features.astype(np.float32), cell.astype(np.int64) * 448, cell.astype(np.int32), np.full(n, -1),
+            features.astype(np.float32), cell.astype(np.int64) * 448, cell.astype(np.int32), parent,
             np.ones(n, np.float32), np.zeros((0, 2), np.int32), source,
         )  # fmt: skip
         write_bag(path, bag)
-        return BagRecord(slide_id, case_id, 10.0, path, n, 1.0, digest, "random")
+        return BagRecord(slide_id, case_id, magnification, path, n, 10 / magnification, digest, "random")
+
+
+def finer(features: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, cells and parents at twice the magnification: 1 to 3 tiles in each, by its place; sorted by row."""
+    parent = np.repeat(np.arange(len(cell)), 1 + cell.sum(axis=1) % 3)
+    number = np.concatenate([np.arange(k) for k in np.bincount(parent)])
+    inside = 2 * cell[parent] + np.stack([number % 2, number // 2], axis=1)
+    order = np.lexsort((inside[:, 0], inside[:, 1]))
+    shift = np.cos(np.arange(features.shape[1]) + number[:, None])
+    return (features[parent] + 0.3 * shift)[order], inside[order], parent[order]
 
 
 def lattice(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -96,7 +111,7 @@ def lattice(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.stack([chosen % width + 3, chosen // width + 11], axis=1)
 
 
-def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
+def make_toy(n: int = 24, folds: int = 3, seed: int = 0, pair: bool = False) -> Toy:
     """Grade (three classes) shows in genes 0-2 and feature 0; survival follows gene 3. Some cases have two slides."""
     rng = np.random.default_rng(seed)
     cases = [f"C{k:02d}" for k in range(n)]
@@ -126,4 +141,4 @@ def make_toy(n: int = 24, folds: int = 3, seed: int = 0) -> Toy:
             held_out, next_out = (k // 3) % folds == f, (k // 3) % folds == (f + 1) % folds
             role = "test" if held_out else "val" if next_out and (k // 3 + k) % 3 == 0 else "train"
             splits.append(SplitRow(c, f, role))
-    return Toy(cases, rna, slides, rows, splits)
+    return Toy(cases, rna, slides, rows, splits, pair=pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from models.experiment import Experiment
-from models.registry import needs
+from models.experiment import Experiment, check_sources
+from models.registry import entry, needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
 from pipeline.contracts.stain_targets import target_kind
 from pipeline.contracts.tasks import Task, read_labels
+from pipeline.encoder_table import completed
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
 
@@ -36,6 +39,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     if errors:
         raise _explain(errors[0])
     _check_inputs(config["inputs"])
+    config["encoders"] = [completed(encoder) for encoder in config["encoders"]]
     _check_names(config)
     config["tiles"]["magnifications"] = list(ordered(config["tiles"]["magnifications"]))
     for encoder in config["encoders"]:
@@ -44,8 +48,10 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         Task(**task)
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
-        Experiment(**experiment)
-    if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
+    check_sources([Experiment(**x) for x in config["experiments"]], [task["name"] for task in config["tasks"]])
+    _check_aliases(config["expression"]["aliases"])
+    units = {config["expression"]["unit"], *(source.unit for source in table_sources(config["inputs"]["expression"]))}
+    if "zscore" in units and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
             "'hvg' is meaningless on z-scores: every gene has unit variance already, so it would pick outliers.",
@@ -115,17 +121,39 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
         slugs = [encoder["slug"] for encoder in config["encoders"]]
         experiment["encoder"] = _one_of(experiment["encoder"], slugs, f"{where} encoder")
         magnifications = config["tiles"]["magnifications"]
-        experiment["magnification"] = _one_of(experiment["magnification"], magnifications, f"{where} magnification")
+        choose = _one_of if entry(experiment["model"]).magnifications == 1 else _pair_of
+        experiment["magnification"] = choose(experiment["magnification"], magnifications, f"{where} magnification")
+    if isinstance(experiment["init_from"], str):
+        experiment["init_from"] = [experiment["init_from"]]
     unknown = sorted(set(experiment["tasks"] or ()) - {task["name"] for task in config["tasks"]})
     if unknown:
         known = [task["name"] for task in config["tasks"]]
         raise InputError(f"{where} tasks", f"unknown task '{unknown[0]}'{nearest(unknown[0], known)}.")
 
 
+def _pair_of(given: Any, known: list[float], where: str) -> list[float]:
+    """Two magnifications that follow each other in `known`, which is finest first; the first two for None."""
+    pairs = [list(pair) for pair in pairwise(known)]
+    if not pairs:
+        raise InputError(where, "the model reads two magnifications.", "give two in tiles.magnifications.")
+    wanted = pairs[0] if given is None else sorted(given, reverse=True) if isinstance(given, list) else given
+    if wanted not in pairs:
+        listed = " or ".join(str(pair) for pair in pairs)
+        raise InputError(where, f"{given} are not two that follow each other.", f"use {listed}.")
+    return wanted
+
+
 def _check_encoder(encoder: dict[str, Any]) -> None:
     where = f"config.yaml encoders '{encoder['slug']}'"
-    if (encoder["weights"] == "file") != bool(encoder["path"]):
-        raise InputError(where, "path and weights: file go together.", "give both, or neither.")
+    if (encoder["weights"] in ("file", IMPORTED)) != bool(encoder["path"]):
+        raise InputError(where, "path and weights: file go together.", "give both, or neither; imported has one too.")
+    if encoder["weights"] == IMPORTED:
+        if not (Path(encoder["path"]) / "index.tsv").is_file():
+            problem = f"'{encoder['path']}' holds no imported features."
+            raise InputError(f"{where} path", problem, "write it with `histoweave import`.")
+        return
+    if not encoder["name"]:
+        raise InputError(where, "name is missing.", "give a timm name, or hf-hub:owner/model.")
     if encoder["path"] and not Path(encoder["path"]).is_file():
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 
@@ -144,6 +172,12 @@ def _check_target(target: str, slide_ids: list[str]) -> None:
         )
 
 
+def _check_aliases(path: str | None) -> None:
+    if path and not Path(path).is_file():
+        where = "config.yaml expression.aliases"
+        raise InputError(where, f"'{path}' does not exist.", "name HGNC's hgnc_complete_set.txt, or set null.")
+
+
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:
     """What the sheets alone can show before any job: labels of every task, and that slides and cases meet.
 
@@ -157,6 +191,12 @@ def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) 
     if not slides:
         raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
     _check_target(config["stain"]["target"], [slide.slide_id for slide in slides])
+    if all(slide.exclude for slide in slides):
+        raise InputError(
+            path,
+            f"every slide is excluded; the first: {slides[0].exclude}.",
+            "correct the `exclude` column, or inputs.slide_types and inputs.keep_normal in config.yaml.",
+        )
     if not any(slide.case_id in cases.rows for slide in slides):
         raise InputError(
             path,

@@ -31,7 +31,7 @@ class ExpressionParams:
     ----------
     unit : what the numbers are; "auto" tells it by the rules of `units.detect_unit`
     common_unit : what tables of different units are brought to: "tpm" rescales TPM, FPKM and FPKM-UQ so that every
-        sample sums to a million (`align.to_common_unit`); None refuses different units
+        sample sums to a million (`normalise.to_tpm`); None refuses different units
     orientation : which way round the table lies; "auto" looks for the case ids
     duplicates : how several rows of one gene become one (`duplicates.merge_genes`)
     aliquots : how several samples of one case become one; "first" takes the first by sorted barcode

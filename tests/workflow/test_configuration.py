@@ -72,6 +72,27 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         assert text.split(f"\n{key}:", 1)[0].rpartition("\n")[2].startswith("# "), f"no comment above {key}"
 
 
+def pair(config: dict, magnification, magnifications=(20, 10, 5)) -> None:
+    """Let the experiment read two magnifications."""
+    encoder = {"slug": "tiny", "name": "test_resnet.r160_in1k", "weights": "random"}
+    config.update(tiles={"magnifications": list(magnifications)}, encoders=[encoder])
+    config["experiments"][0].update(model="disentangled-teacher", magnification=magnification)
+
+
+def test_two_magnifications_and_sources_are_written_out(config):
+    pair(config, [5, 10])
+    config["experiments"].append({"name": "student", "model": "disentangled-student", "init_from": "snn"})
+    with pytest.raises(InputError, match="magnification"):
+        checked(config)
+    config["experiments"][1]["magnification"] = [10, 5]
+    first, second = checked(config)["experiments"]
+    assert first["magnification"] == second["magnification"] == [10, 5]
+    assert second["init_from"] == ["snn"] and second["needs"] == ["slides"]
+    pair(config, None)
+    del config["experiments"][1]
+    assert checked(config)["experiments"][0]["magnification"] == [20, 10]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -93,10 +114,33 @@ def test_every_key_of_the_shipped_config_is_known_and_has_a_comment():
         (lambda c: c["experiments"][0].update(name="../x"), "config.yaml experiments.0.name"),
         (lambda c: c["inputs"].update(expression=None), "needs genes, but inputs.expression is not given"),
         (lambda c: c.update(expression={"unit": "zscore"}), "'hvg' is meaningless on z-scores"),
-        (lambda c: c["experiments"][0].update(init_from="x"), "init_from is not supported yet"),
+        (
+            lambda c: c["inputs"].update(expression={"a": "rna.tsv", "b": {"path": "cases.tsv", "unit": "zscore"}}),
+            "'hvg' is meaningless on z-scores",
+        ),
+        (
+            lambda c: c["inputs"].update(expression={"a": "nowhere.tsv"}),
+            "inputs.expression: 'nowhere.tsv' does not exist",
+        ),
+        (lambda c: c["inputs"].update(expression={"a": {"path": "rna.tsv", "unti": "tpm"}}), "inputs.expression: "),
+        (lambda c: c["inputs"].update(expression=["rna.tsv", "rna.tsv"]), "'rna.tsv' is named twice"),
+        (lambda c: c.update(expression={"aliases": "hgnc.txt"}), "expression.aliases: 'hgnc.txt' does not exist"),
+        (lambda c: c["experiments"][0].update(init_from="sn"), "unknown experiment 'sn'; did you mean 'snn'?"),
+        (lambda c: c["experiments"][0].update(init_from="snn"), "'snn' would have to be trained before itself"),
+        (lambda c: pair(c, [20, 5]), "[20, 5] are not two that follow each other. Fix: use [20, 10] or [10, 5]."),
+        (lambda c: pair(c, 20), "20 are not two that follow each other"),
+        (lambda c: pair(c, None, [20]), "the model reads two magnifications"),
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
+        (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
+        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': name is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a", "weights": "imported"}]), "path and weights: file go"),
+        (
+            lambda c: c.update(encoders=[{"slug": "a", "weights": "imported", "path": "gone"}]),
+            "'gone' holds no imported features",
+        ),
+        (lambda c: c["inputs"].update(slide_types=["XX"]), "config.yaml inputs.slide_types.0"),
         (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
         (
             lambda c: c.update(splits={"folds": "five"}),
@@ -111,12 +155,33 @@ def test_one_error_that_names_the_key(config, change, expected):
     assert expected in str(caught.value)
 
 
+def test_several_expression_tables(config):
+    tables = {"one": "rna.tsv", "two": {"path": "cases.tsv", "unit": "tpm"}}
+    for value in (tables, list(tables.values())):
+        config["inputs"]["expression"] = value
+        assert checked(config)["inputs"]["expression"] == value
+
+
+@pytest.mark.parametrize("entry", [{"preset": "papers-resnet50-l3"}, {"slug": "papers-resnet50-l3"}])
+def test_a_preset_is_enough_to_name_an_encoder(config, entry):
+    config["encoders"] = [entry]
+    (encoder,) = checked(config)["encoders"]
+    assert (encoder["slug"], encoder["name"]) == ("papers-resnet50-l3", "resnet50.tv_in1k")
+    assert encoder["layer"] == "layer3" and encoder["weights"] == "pretrained"
+    EncoderSpec(**encoder)
+
+
 @pytest.mark.parametrize(
     ("slides", "cases", "expected"),
     [
         ("slide_id\tcase_id\tpath\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "the slide sheet has no row"),
         ("slide_id\tcase_id\tpath\ns\tX\ts\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "no slide belongs to any case"),
         ("slide_id\tcase_id\tpath\ns\tA\ts\n", "case_id\tgrad\nA\tG2\n", "did you mean 'grad'?"),
+        (
+            "slide_id\tcase_id\tpath\texclude\ns\tA\ts\ttorn\n",
+            "case_id\tgrade\nA\tG2\nB\tG3\n",
+            "every slide is excluded; the first: torn",
+        ),
     ],
 )
 def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):

@@ -22,6 +22,8 @@ rule join_cohort:
         tasks=config["tasks"],
         expression=config["expression"],
         path=expression_path,
+        slide_types=WANTED_TYPES,
+        reads_slides=READS_SLIDES,
     script:
         "../scripts/join_cohort.py"
 

@@ -1,5 +1,6 @@
 # Sheets, batches, wildcards and input functions. Contains no rule and nothing heavier than the sheets.
 import os
+import re
 import sys
 
 sys.path.insert(0, str(workflow.basedir))
@@ -8,11 +9,13 @@ from models.registry import CLINICAL_COLUMNS
 from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_files import files_of_slide, is_remote
+from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.stain_targets import target_kind
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
@@ -21,7 +24,9 @@ from snakemake.exceptions import WorkflowError
 
 try:
     config = checked(config)
+    WANTED_TYPES = {key: config["inputs"][key] for key in ("slide_types", "keep_normal")}
     SLIDES = read_slides(config["inputs"]["slides"]) if config["inputs"]["slides"] else []
+    SLIDES = select_types(SLIDES, **WANTED_TYPES)
     CASES = read_cases(config["inputs"]["cases"])
     check_cohort(config, SLIDES, CASES)
     check_ledger(config["splits"]["file"], layout.splits(RESULTS))
@@ -35,6 +40,9 @@ TARGET_KIND = target_kind(config["stain"]["target"], [slide.slide_id for slide i
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
+ADOPTED = [slug for slug, encoder in ENCODERS.items() if encoder["weights"] == IMPORTED]
+EMBEDDED = [slug for slug in ENCODERS if slug not in ADOPTED]
+READS_SLIDES = bool(EMBEDDED) or not ENCODERS
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
 FOLDS = list(range(config["splits"]["folds"]))
 RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]
@@ -47,8 +55,18 @@ wildcard_constraints:
     experiment=r"[A-Za-z0-9._-]+",
 
 
+def one_of(names):
+    """Regular expression of a wildcard that takes these values only."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 def batch_indexes(stage):
     return [layout.batch_index(RESULTS, stage, batch) for batch in BATCHES]
+
+
+def embedded_indexes():
+    """What one embedding job declares: an index per encoder (a name that nobody asks for where there is none)."""
+    return [layout.batch_index(RESULTS, f"features/{e}", "{batch}") for e in EMBEDDED or ["none"]]
 
 
 def sheet_rows(wildcards):
@@ -60,6 +78,9 @@ def slide_identities(wildcards):
     """Size and time of all files of the batch's slides: a replaced one reruns the batch, a missing one stops nothing."""
     identities = []
     for slide in BATCHES[wildcards.batch]:
+        if is_remote(slide.path):  # planning asks nothing of the network
+            identities.append(f"{slide.slide_id} {slide.path}")
+            continue
         try:
             stats = [os.stat(path) for path in files_of_slide(slide.path)]
             identities.append(" ".join([slide.slide_id, *(f"{s.st_size} {s.st_mtime_ns}" for s in stats)]))
@@ -68,9 +89,32 @@ def slide_identities(wildcards):
     return identities
 
 
+def annotation_identities(wildcards):
+    """Size and time of the batch's files of outlines, so that an edited one reruns the batch; none where none is used."""
+    pattern = config["tissue"]["annotations"]
+    if pattern is None:
+        return []
+    paths = [pattern.replace("{slide_id}", slide.slide_id) for slide in BATCHES[wildcards.batch]]
+    stats = [os.stat(path) if os.path.isfile(path) else None for path in paths]
+    return [f"{s.st_size} {s.st_mtime_ns}" if s else "missing" for s in stats]
+
+
 def batch_cases(wildcards):
     """The case ids of the batch that the clinical sheet knows."""
     return sorted({s.case_id for s in BATCHES[wildcards.batch]} & CASES.rows.keys())
+
+
+def listed_features(wildcards):
+    """What the list of an encoder's features is made from: other encoders' arrival is none of its business."""
+    indexes = batch_indexes(f"features/{wildcards.encoder}")
+    if wildcards.encoder in ADOPTED:
+        return {"batches": indexes}
+    return {
+        "batches": [ancient(index) for index in indexes],
+        "upstream": batch_indexes("stain"),
+        "facts": layout.encoder_facts(RESULTS, wildcards.encoder),
+        "target": stain_target(),
+    }
 
 
 def needs(experiment, modality):
@@ -93,6 +137,11 @@ def target_fits():
 
 def target_file():
     return [config["stain"]["target"]] if TARGET_KIND in ("stains", "image", "slide_file") else []
+
+
+def slide_list():
+    """The page that lists the pages of all slides; none where features are imported and no slide is read."""
+    return [layout.slide_pages(RESULTS)] if SLIDES and READS_SLIDES else []
 
 
 def stain_target():
@@ -136,8 +185,24 @@ def selection_lists():
     return [path for path in (section["families"], cancer) if path not in (None, "builtin", "none")]
 
 
+def sources_of(experiment):
+    """Experiments whose models this one takes over, fold by fold."""
+    return EXPERIMENTS[experiment]["init_from"] or []
+
+
 def training_inputs(wildcards):
-    """What one experiment trains on: only the modalities that its model uses, so that only they rerun it."""
+    """What one experiment trains on: what its model reads, and other experiments with what these read to teach it."""
+    inputs = prediction_inputs(wildcards)
+    sources = sources_of(wildcards.experiment)
+    if sources:
+        inputs["sources"] = [layout.models_index(RESULTS, wildcards.task, source) for source in sources]
+    if any(needs(source, "genes") for source in sources):
+        inputs["expression"] = layout.expression(RESULTS)
+    return inputs
+
+
+def prediction_inputs(wildcards):
+    """What one experiment's model reads: only the modalities that it uses, so that only they rerun it."""
     inputs = {"splits": layout.splits(RESULTS)}
     if needs(wildcards.experiment, "slides"):
         inputs["features"] = layout.features_index(RESULTS, EXPERIMENTS[wildcards.experiment]["encoder"])

@@ -27,7 +27,7 @@ rule train_model:
 
 rule predict_cases:
     input:
-        unpack(training_inputs),
+        unpack(prediction_inputs),
         trained=rules.train_model.output.index,
     output:
         table=layout.predictions(RESULTS, "{task}", "{experiment}"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from benchmarks.model_steps import DIRECT, OURS, build, measured_apart, one_case
+from benchmarks.model_steps import DIRECT, OURS, TABULATED, build, measured_apart, one_case
 
 
-def test_both_forms_give_the_same_logits(monkeypatch):
-    monkeypatch.setattr("models.deformable.EXACT_PAIRS_PER_CHUNK", 2**19)  # build changes it; this brings it back
-    batch = one_case(500)
+@pytest.mark.parametrize("name", TABULATED)
+def test_both_forms_give_the_same_logits(monkeypatch, name):
+    monkeypatch.setattr("models.deformable.EXACT_PAIRS_PER_CHUNK", 2**19)  # build changes them; this brings them back
+    monkeypatch.setattr("models.density_peaks.DISTANCES_PER_CHUNK", 2**22)
+    torch.manual_seed(1)
     with torch.no_grad():
-        ours, direct = (build("subspace", form).eval()(batch).logits for form in (OURS, DIRECT))
+        models = [build(name, form).eval() for form in (OURS, DIRECT)]
+        batch = one_case(500, models[0].magnifications)
+        ours, direct = (model(batch).logits for model in models)
     assert not torch.equal(ours, direct)
     torch.testing.assert_close(ours, direct, rtol=0, atol=1e-5)
 

@@ -26,7 +26,6 @@ def test_resolving_fills_in_the_models_defaults():
         ({"epochs": 0}, "epochs of 'a' is 0"),
         ({"batch_size": 2.5}, "a whole number"),
         ({"lr": "fast"}, "lr of 'a' is 'fast'"),
-        ({"init_from": "teacher"}, "init_from is not supported yet"),
         ({"precision": "float16"}, "use float32 or bfloat16"),
         ({"name": "a b"}, "experiment name 'a b' is not allowed"),
     ],

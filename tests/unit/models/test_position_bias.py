@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
 from models.batch import Batch, Sizes
+from models.deformable import DeformableAttention
 from models.position_bias import KNOTS, Displacement, PositionBias
-from models.subspace import Subspace, SubspaceConfig
+from models.registry import model_class
 
 MANY = 10**6
 
@@ -91,34 +94,46 @@ def test_one_column_and_one_key_make_a_grid():
     torch.testing.assert_close(network.bias(table.scaled(at), table, cell), network.bias(at, None, cell))
 
 
-def step(method: str, weights: float, offsets: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits and gradients of a whole subspace model on a slide of 24 x 28 tiles."""
-    torch.manual_seed(4)
-    config = SubspaceConfig(attention_dropout=0, dropout=0, position_bias=method)
-    model = Subspace(config, Sizes(16, {"tumour": 9, "tme": 7}, 4, "classification"))
-    with torch.no_grad():
-        for stream in (model.tumour, model.tme):
-            for parameter in stream.attention.position_bias.parameters():
-                parameter.mul_(weights)
-            for parameter in (stream.attention.offset_point.weight, stream.attention.query, stream.attention.key):
-                parameter.mul_(offsets)
+def one_case(magnifications: int) -> Batch:
+    """A slide of 24 x 28 tiles; with two magnifications, of 24 x 28 coarse ones and a fine one in each."""
     cell = torch.cartesian_prod(torch.arange(24), torch.arange(28))[None]
     yes, n = torch.ones(1, dtype=torch.bool), cell.shape[1]
     genes = {"tumour": torch.randn(1, 9), "tme": torch.randn(1, 7)}
     mask, slide = yes.expand(1, n), torch.zeros(1, n, dtype=torch.int64)
-    outputs = model(Batch(("C",), yes, yes, torch.randn(1, n, 16), mask, slide, cell, cell, genes))
-    functional.cross_entropy(outputs.logits, torch.tensor([1])).backward()
-    return outputs.logits.detach(), {name: p.grad for name, p in model.named_parameters()}
+    batch = Batch(("C",), yes, yes, torch.randn(1, n, 16), mask, slide, cell, cell, genes)
+    if magnifications == 1:
+        return batch
+    return replace(batch, features=torch.randn(1, n, 16), coarser=batch, parent=torch.arange(n)[None])
 
 
+def step(name: str, method: str, weights: float, offsets: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits and gradients of a whole model."""
+    torch.manual_seed(4)
+    cls = model_class(name)
+    off = {"attention_dropout": 0} | ({"dropout": 0} if "dropout" in cls.Config.__dataclass_fields__ else {})
+    model = cls(cls.Config(position_bias=method, **off), Sizes(16, {"tumour": 9, "tme": 7}, 4, "classification"))
+    with torch.no_grad():
+        for attention in (m for m in model.modules() if isinstance(m, DeformableAttention)):
+            for parameter in attention.position_bias.parameters():
+                parameter.mul_(weights)
+            for parameter in (attention.offset_point.weight, attention.query, attention.key):
+                parameter.mul_(offsets)
+    outputs = model(one_case(cls.magnifications))
+    losses = [functional.cross_entropy(x, torch.tensor([1])) for x in outputs.branches or (outputs.logits,)]
+    (sum(losses) + sum(outputs.losses.values())).backward()
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    return outputs.logits.detach(), gradients
+
+
+@pytest.mark.parametrize("name", ["subspace", "disentangled-teacher", "disentangled-student"])
 @pytest.mark.parametrize(
     ("weights", "offsets", "logit_bound", "gradient_bound"),
     [(1, 1, 1e-5, 1e-4), (3, 3, 1e-4, 1e-3), (6, 3, 1e-3, 1e-3), (30, 10, 1e-3, 1e-3)],
     ids=["initial", "trained", "large", "badly scaled"],
 )
-def test_a_training_step_is_within_the_bounds(weights, offsets, logit_bound, gradient_bound):
+def test_a_training_step_is_within_the_bounds(name, weights, offsets, logit_bound, gradient_bound):
     """Absolute at the start, then relative. The network's own gradients, which nearly cancel, are bound as a whole."""
-    (ours, gradients), (exact, expected) = (step(method, weights, offsets) for method in ("tabulated", "exact"))
+    (ours, gradients), (exact, expected) = (step(name, method, weights, offsets) for method in ("tabulated", "exact"))
     assert (ours - exact).norm() <= logit_bound * (1 if weights == 1 else exact.norm())
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
     own = "position_bias"

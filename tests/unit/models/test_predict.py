@@ -34,7 +34,7 @@ def run(toy, task, folder: Path, model: str, **changes):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_case_once_by_the_fold_that_holds_it_out(tmp_path, model):
-    toy = make_toy()
+    toy = make_toy(pair=REGISTERED[model].magnifications == 2)
     _, left_out, table = run(toy, GRADE, tmp_path, model)
     held_by = {r.case_id: r.fold for r in toy.splits if r.role == "test"}
     assert {row.case_id: row.fold for row in table.rows} == held_by and not left_out
@@ -47,7 +47,7 @@ def test_every_case_once_by_the_fold_that_holds_it_out(tmp_path, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_survival_tables(tmp_path, model):
-    toy = make_toy()
+    toy = make_toy(pair=REGISTERED[model].magnifications == 2)
     _, _, table = run(toy, SURVIVAL, tmp_path, model)
     assert len(table.rows) == len(toy.cases)
     for row in table.rows:

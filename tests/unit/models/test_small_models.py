@@ -11,6 +11,7 @@ from models.concat import Concat, ConcatConfig
 from models.layers import AttentionPool, SelfNormalisingNetwork
 from models.registry import MODELS, model_class
 from models.snn import Snn, SnnConfig
+from pipeline.contracts.errors import InputError
 
 SIZES = Sizes(1024, {"all": 431}, 4, "classification")
 
@@ -77,9 +78,20 @@ def test_gene_network_starts_normalised_and_non_negative():
     assert first.weight.std().item() == pytest.approx(400**-0.5, rel=0.05) and not first.bias.any()
 
 
+def fits(config_class, params: dict) -> bool:
+    try:
+        config_class(**params)
+    except InputError:
+        return False
+    return True
+
+
 def test_registry_and_classes_agree():
     for name, entry in MODELS.items():
         cls = model_class(name)
-        assert cls.name == name and cls.needs == entry.needs
+        assert cls.name == name and cls.needs == entry.needs and cls.magnifications == entry.magnifications
+        for preset in cls.presets.values():  # some belong to reference mode
+            built = [fits(cls.Config, {**mode, **preset}) for mode in ({}, cls.reference_params or {})]
+            assert any(built), preset
         assert set(cls.defaults) == {"epochs", "batch_size", "lr", "weight_decay", "patience"}
         cls.Config(**(cls.reference_params or {}))

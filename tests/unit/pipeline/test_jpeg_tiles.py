@@ -72,6 +72,8 @@ def write_tiles(
         writer.write(
             iter(streams), shape=pixels.shape, dtype=np.uint8, tile=(whole, whole), compression=compression,
             photometric=photometric, subsampling=(1, 1) if photometric == "ycbcr" else None,
+            # else the tag says YCbCr whatever the streams are
+            compressionargs={"outcolorspace": photometric} if compression == "jpeg" else None,
             metadata=None, extratags=extra, resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
             description=description,
         )  # fmt: skip
@@ -135,6 +137,7 @@ def test_equal_to_openslide(tmp_path, rng, colours, subsampling, tables):
     )  # fmt: skip
     with tifffile.TiffFile(path) as tiff:
         assert bool(tiff.pages[0].jpegtables) == tables
+        assert tiff.pages[0].photometric.name == colours
     assert_equal_everywhere(path, rng)
 
 

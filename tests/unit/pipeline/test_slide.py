@@ -5,12 +5,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.contracts.errors import SlideError
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
 from pipeline.slide import Window, _downsample, open_slide
+from tests.bad_slides.corpus import sound_bytes
+from tests.bad_slides.tiff_bytes import TiffBytes
 from tests.slide_files import half, image, noise, real_file, write_svs, write_tiff
 
 
@@ -376,3 +379,54 @@ def test_real_slides_open_as_their_vendors_say():
         assert slide.vendor == "dicom" and slide.um_per_px == (28.969, 28.968)
     with open_slide(real_file("slides/test3-DAPI.ndpi")) as slide:
         assert slide.vendor == "hamamatsu" and len(slide.levels) == 7 and slide.objective == 40
+
+
+@pytest.mark.parametrize("kind", ["generic-420", "deflate", "jpeg2000", "subifds"])
+def test_tiles_that_the_file_does_not_hold_are_white_with_every_library(tmp_path, kind):
+    """TiffSlide, which reads the last two, shows them black."""
+    tiff = TiffBytes(sound_bytes(kind))
+    tiff.set_value(324, 0, 8)
+    tiff.set_value(325, 0, 8)
+    (tmp_path / "a.tif").write_bytes(bytes(tiff.content))
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert (slide.read(0, 128, 64, 64, 64) == 255).all() and (slide.read(0, 64, 64, 64, 64) < 255).any()
+
+
+def test_colours_that_would_be_shown_as_stored_are_refused(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((64, 64), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16)
+    )
+    with pytest.raises(SlideError, match="PALETTE"):
+        open_slide(tmp_path / "a.tif", 0.5)
+
+
+def test_an_unreadable_part_of_a_coarse_level_comes_from_a_finer_one(tmp_path):
+    """Level 1 has lost a tile: the thumbnail is nearly as before and says nothing. Then level 0 too: it does."""
+    tiff = TiffBytes(sound_bytes("deflate"))
+    (tmp_path / "sound.tif").write_bytes(bytes(tiff.content))
+    wipe(tiff, 4, page=1)
+    (tmp_path / "a.tif").write_bytes(bytes(tiff.content))
+    for index in (8, 9, 14, 15):
+        wipe(tiff, index, page=0)
+    (tmp_path / "b.tif").write_bytes(bytes(tiff.content))
+    seen = {}
+    for name in ("sound", "a", "b"):
+        with open_slide(tmp_path / f"{name}.tif") as slide:
+            seen[name] = slide.thumbnail(2.0)[0].astype(int), slide.remark
+    assert np.abs(seen["a"][0] - seen["sound"][0]).mean() < 1 and seen["a"][1] == seen["sound"][1] == ""
+    assert "could not be read and is coloured like its surroundings" in seen["b"][1]
+    assert np.abs(seen["b"][0] - seen["sound"][0]).max() < 200  # neither black nor white was put into the tissue
+
+
+def wipe(tiff: TiffBytes, index: int, page: int) -> None:
+    offset, count = tiff.tile(index, page)
+    tiff.set_bytes(offset, bytes(count))
+
+
+def test_an_overview_that_is_mostly_unreadable_fails(tmp_path):
+    tiff = TiffBytes(sound_bytes("strips"))
+    for index in range(1, 9):
+        wipe(tiff, index, page=0)
+    (tmp_path / "a.tif").write_bytes(bytes(tiff.content))
+    with open_slide(tmp_path / "a.tif") as slide, pytest.raises(SlideError, match="More than 50% of the slide"):
+        slide.thumbnail(2.0)
