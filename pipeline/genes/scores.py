@@ -1,8 +1,8 @@
 """One number per case and gene set: how much higher the set stands than genes of like expression, by scanpy.
 
-Source: Tirosh et al., Science 352, 189 (2016), as ``scanpy.tl.score_genes``: the mean of the set less the mean of control
-genes, drawn from the bins of mean expression that the set's genes lie in. The bins are those of the whole table, held-out
-cases among it: scores describe a cohort and are no input of any model.
+Source: Tirosh et al., Science 352, 189 (2016), as ``scanpy.tl.score_genes``: the mean of the set less the mean of
+control genes, drawn from the bins of mean expression that the genes of the set lie in. The bins are those of the whole
+table, held-out cases among it: scores describe a cohort and are no input of any model.
 """
 
 from __future__ import annotations

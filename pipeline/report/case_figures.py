@@ -22,7 +22,8 @@ def component_plot(components: Components, factors: Mapping[str, Sequence[str]],
     shares = [*components.shares, 0.0]
     size = 22 if len(scores) < 300 else 8
     with drawing(3.35 * len(factors) + 0.3, 3.9, 1, len(factors), sharex=True, sharey=True) as (figure, axes):
-        for axis, (name, levels) in zip(axes[0], factors.items(), strict=True):
+        for panel, (name, levels) in enumerate(factors.items()):
+            axis, first = axes[0, panel], 3 * panel  # colours of different factors differ
             counts = Counter(level for level in levels if level)
             common = sorted(level for level, _ in counts.most_common(SHOWN))
             rest = np.array([level not in common for level in levels], dtype=bool)
@@ -35,7 +36,7 @@ def component_plot(components: Components, factors: Mapping[str, Sequence[str]],
                 axis.scatter(
                     *scores[here, :2].T,
                     s=size,
-                    color=palette(k),
+                    color=palette(first + k),
                     linewidths=0.4,
                     edgecolors="white",
                     alpha=0.9,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.patches import Patch
 
 from pipeline.contracts.genes import GeneSelection
 from pipeline.report.figures import COLOURS, INK, MUTED, RULE, Picture, drawing, png
@@ -59,8 +60,7 @@ def mean_variance(values: np.ndarray, symbols: Sequence[str], selection: GeneSel
                     linewidths=0,
                     label=f"{name} ({len(places):,})",
                 )
-        places = sorted((position[gene] for gene in group if gene in position), key=lambda k: -spread[k])[:NAMED]
-        for k in places:
+        for k in _apart(mean, spread, [position[gene] for gene in group if gene in position]):
             axis.annotate(
                 symbols[k], (mean[k], spread[k]), xytext=(4, 2), textcoords="offset points", fontsize=7, color=INK
             )
@@ -73,6 +73,18 @@ def mean_variance(values: np.ndarray, symbols: Sequence[str], selection: GeneSel
         axis.set_axisbelow(True)
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2, handletextpad=0.2)
         return png(figure)
+
+
+def _apart(x: np.ndarray, y: np.ndarray, places: Sequence[int]) -> list[int]:
+    """The highest of the points `places` whose names do not lie on each other."""
+    width, height = 0.16 * np.ptp(x) or 1.0, 0.045 * np.ptp(y) or 1.0
+    named: list[int] = []
+    for k in sorted(places, key=lambda k: (-y[k], k)):
+        if all(abs(x[k] - x[n]) > width or abs(y[k] - y[n]) > height for n in named):
+            named.append(k)
+        if len(named) == NAMED:
+            break
+    return named
 
 
 def jaccard(selections: Sequence[GeneSelection]) -> np.ndarray:
@@ -143,7 +155,7 @@ def heatmap(
     row_groups: Sequence[str],
     labels: Sequence[str],
     title: str,
-    unit: str,
+    what: str,
     order_cases: np.ndarray | None = None,
 ) -> Picture:
     """Rows x cases. Rows stay in the order of their groups and are clustered within each; cases by label.
@@ -152,6 +164,7 @@ def heatmap(
     ----------
     values : float [cases, rows], standardised
     row_groups : group of every row
+    what : what a row is, in the plural
     labels : label of every case; cases of one label lie side by side, clustered
     order_cases : another order of the cases, int [cases]
     """
@@ -168,6 +181,7 @@ def heatmap(
     named = len(order_rows) <= 60
     height = 1.3 + (0.135 * len(order_rows) if named else min(5.2, 0.045 * len(order_rows) + 1))
     with drawing(8.2, height, 2, 2, height_ratios=[0.14, height - 1.0], width_ratios=[0.016, 1]) as (figure, axes):
+        figure.get_layout_engine().set(h_pad=0.04, w_pad=0.03, hspace=0.0, wspace=0.0)
         axes[0, 0].axis("off")
         strip, side, axis = axes[0, 1], axes[1, 0], axes[1, 1]
         strip.imshow(
@@ -208,12 +222,12 @@ def heatmap(
         else:
             axis.set_ylabel("")
         strip.set_title(title)
-        axis.set_xlabel(f"{len(order_cases)} cases, {len(order_rows)} rows", color=MUTED)
+        axis.set_xlabel(f"{len(order_cases)} cases, {len(order_rows)} {what}", color=MUTED)
         bar = figure.colorbar(picture, ax=axis, shrink=min(1.0, 1.6 / height), aspect=12, pad=0.01, extend="both")
         bar.outline.set_visible(False)
-        bar.set_label(unit)
+        bar.set_label("standard deviations")
         marks = [_patch(palette(k), f"{kind} ({list(labels).count(kind)})") for k, kind in enumerate(kinds)]
-        marks += [_patch(inks.get(g, MUTED), f"{g} genes") for g in kinds_of_rows if g in inks]
+        marks += [_patch(inks.get(g, MUTED), f"{g} {what}") for g in kinds_of_rows if g in inks]
         figure.legend(
             handles=marks, loc="outside lower left", ncols=min(6, len(marks)), handlelength=0.9, handleheight=0.9
         )
@@ -242,7 +256,5 @@ def elimination(selections: Sequence[GeneSelection]) -> Picture:
         return png(figure)
 
 
-def _patch(ink: str, label: str):  # noqa: ANN202
-    from matplotlib.patches import Patch
-
+def _patch(ink: str, label: str) -> Patch:
     return Patch(color=ink, label=label)
