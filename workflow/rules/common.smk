@@ -178,11 +178,15 @@ def gene_lists():
     return [path for path in gene_sets(None) if path != "builtin"]
 
 
-def selection_lists():
-    """The user's lists that only the choice of genes looks at."""
-    section = config["genes"]
-    cancer = section["cancer_genes"] if section["selection"] == "rfe_svm" else None
-    return [path for path in (section["families"], cancer) if path not in (None, "builtin", "none")]
+def family_list():
+    """The user's gene families."""
+    return [path for path in [config["genes"]["families"]] if path not in (None, "builtin")]
+
+
+def cancer_list():
+    """The user's cancer genes, where genes are chosen by elimination."""
+    path = config["genes"]["cancer_genes"] if config["genes"]["selection"] == "rfe_svm" else "none"
+    return [path] if path not in ("builtin", "none") else []
 
 
 def sources_of(experiment):

@@ -28,7 +28,7 @@ rule select_genes:
     input:
         expression=rules.prepare_expression.output.table,
         splits=layout.splits(RESULTS),
-        lists=gene_lists() + selection_lists(),
+        lists=gene_lists() + family_list() + cancer_list(),
         aliases=alias_file(),
     output:
         genes=[layout.genes(RESULTS, "{task}", k) for k in FOLDS],
@@ -49,7 +49,7 @@ rule select_genes:
 rule score_gene_sets:
     input:
         expression=rules.prepare_expression.output.table,
-        lists=gene_lists() + selection_lists(),
+        lists=gene_lists() + family_list(),
         aliases=alias_file(),
     output:
         scores=layout.gene_set_scores(RESULTS),
