@@ -89,6 +89,10 @@ def gene_set_scores(root: Root, part: str = "") -> str:
     return _join(root, "expression", f"scores{'_' + part if part else ''}.tsv")
 
 
+def umap(root: Root) -> str:
+    return _join(root, "expression", "umap.tsv")
+
+
 def applied_genes(root: Root) -> str:
     """Folder in which the report looks for new tables that ``histoweave apply-genes`` brought through a fold."""
     return _join(root, "applied")

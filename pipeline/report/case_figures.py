@@ -15,11 +15,11 @@ SHOWN = 7  #: levels of a factor with a colour of their own
 
 
 def component_plot(components: Components, factors: Mapping[str, Sequence[str]], title: str = "PC") -> Picture:
-    """The first two components, one panel per factor."""
+    """The first two components, one panel per factor. Without shares, axes are named alone."""
     scores = components.scores
     if scores.shape[1] < 2:
         scores = np.column_stack([scores, np.zeros(len(scores))])
-    shares = [*components.shares, 0.0]
+    one, two = ("", "") if not len(components.shares) else (f" ({s:.0%})" for s in [*components.shares, 0.0][:2])
     size = 22 if len(scores) < 300 else 8
     with drawing(3.35 * len(factors) + 0.3, 3.9, 1, len(factors), sharex=True, sharey=True) as (figure, axes):
         for panel, (name, levels) in enumerate(factors.items()):
@@ -42,11 +42,12 @@ def component_plot(components: Components, factors: Mapping[str, Sequence[str]],
                     alpha=0.9,
                     label=f"{level} ({counts[level]})",
                 )
-            axis.set(title=name, xlabel=f"{title}1 ({shares[0]:.0%})")
-            axis.axhline(0, color=MUTED, linewidth=0.4, zorder=0)
-            axis.axvline(0, color=MUTED, linewidth=0.4, zorder=0)
+            axis.set(title=name, xlabel=f"{title}1{one}")
+            if len(components.shares):  # elsewhere, 0 is no place of its own
+                axis.axhline(0, color=MUTED, linewidth=0.4, zorder=0)
+                axis.axvline(0, color=MUTED, linewidth=0.4, zorder=0)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, handletextpad=0.1, columnspacing=0.8)
-        axes[0, 0].set_ylabel(f"{title}2 ({shares[1]:.0%})")
+        axes[0, 0].set_ylabel(f"{title}2{two}")
         return png(figure)

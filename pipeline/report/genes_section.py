@@ -17,7 +17,7 @@ from pipeline.contracts.files import read_json, read_table
 from pipeline.contracts.genes import GeneSelection
 from pipeline.contracts.splits import TRAIN, Splits
 from pipeline.contracts.tasks import SURVIVAL, Task, read_labels
-from pipeline.report.batch_effects import batch_table, principal_components
+from pipeline.report.batch_effects import Components, batch_table, principal_components
 from pipeline.report.case_figures import component_plot
 from pipeline.report.figures import Picture
 from pipeline.report.gene_figures import (
@@ -101,10 +101,14 @@ def _task(
             caption = f"Principal components of the genes of fold {first.fold}, all cases with a label."
             add(component_plot(components, cases.factors), "principal components", caption)
             batch = batch_table(components, cases.factors)
-        add_scores = _scores(run, cases)
-        if add_scores is not None:
+        places = _umap(run, cases)
+        if places is not None:
+            caption = "UMAP of the tumour and TME genes, all cases. Distances between groups mean little."
+            add(component_plot(places, cases.factors, "UMAP "), "UMAP of the cases", caption)
+        scores = _scores(run, cases)
+        if scores is not None:
             add(
-                add_scores,
+                scores,
                 "gene-set scores",
                 "Scores by scanpy, standardised per set. All values: expression/scores.tsv.",
             )
@@ -162,6 +166,17 @@ def _cases(run: Run, expression: Expression, task: Task) -> Cases:
             factors[name] = levels
     order = np.argsort([labels.time[case] for case in ids], kind="stable") if survival else None
     return Cases(tuple(ids), factors, order)
+
+
+def _umap(run: Run, cases: Cases) -> Components | None:
+    """Places of these cases on the map, if the config asks for one."""
+    if not (run.context.config.get("report") or {}).get("umap"):
+        return None
+    rows = run.attempt("UMAP", lambda: read_table(layout.umap(run.results), ["case_id", "umap1", "umap2"])) or []
+    by_case = {row["case_id"]: (float(row["umap1"]), float(row["umap2"])) for row in rows}
+    if not set(cases.ids) <= by_case.keys():
+        return None
+    return Components(np.array([by_case[case] for case in cases.ids]), np.array([]))
 
 
 def _scores(run: Run, cases: Cases) -> Picture | None:

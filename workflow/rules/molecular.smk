@@ -63,3 +63,18 @@ rule score_gene_sets:
         section={k: config["genes"][k] for k in ("tumour", "tme", "families")},
     script:
         "../scripts/score_gene_sets.py"
+
+
+rule map_cases:
+    input:
+        expression=rules.prepare_expression.output.table,
+    output:
+        places=layout.umap(RESULTS),
+    log:
+        "logs/map_cases.log",
+    conda:
+        "../../envs/molecular.yaml"
+    params:
+        revision=REVISIONS["scores"],
+    script:
+        "../scripts/map_cases.py"
