@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,9 @@ def _seurat_v3(raw: np.ndarray, unit: str, where: str) -> np.ndarray:
     return found["variances_norm"].fillna(-np.inf).to_numpy(dtype=np.float64)
 
 
-def _scanpy(values: np.ndarray, flavour: str, where: str, log1p: dict | None = None, **options: object):
+def _scanpy(
+    values: np.ndarray, flavour: str, where: str, log1p: dict[str, Any] | None = None, **options: object
+) -> Any:
     # scanpy compiles with numba and takes seconds to load: only its own flavours pay for it.
     import anndata
     import scanpy
