@@ -35,7 +35,7 @@ def test_components_are_those_of_the_covariance(draw):
 def test_explained_is_the_adjusted_share_of_an_analysis_of_variance(draw):
     scores = draw.normal(0, 1, (30, 3))
     levels = ["a"] * 8 + ["b"] * 12 + ["c"] * 10
-    scores[:8, 0] += 2
+    scores[:8, 0] += 5
     scores -= scores.mean(axis=0)
     found = explained(Components(scores, np.array([0.5, 0.2, 0.1])), levels)
     for k in range(3):
