@@ -13,13 +13,15 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Sizes:
     """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals), and
-    encoded columns of the clinical sheet."""
+    encoded columns of the clinical sheet. Of every gene family, in the order of their list, the columns of its genes
+    within the group "all"."""
 
     features: int
     genes: dict[str, int]
     outputs: int
     kind: str
     clinical: int = 0
+    families: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,9 @@ def prepare_fold(
         outputs=len(classes) or len(intervals or ()),
         kind=labels.task.kind,
         clinical=covariates.width if covariates else 0,
+        families=[c.tolist() for c in selection.family_columns().values()]
+        if selection and GENES in model.needs
+        else [],
     )
     fold = Fold(
         number, tuple(train), tuple(val), sizes, selection, classes, class_weights, intervals, tuple(notes),

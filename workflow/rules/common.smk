@@ -178,6 +178,17 @@ def gene_lists():
     return [path for path in gene_sets(None) if path != "builtin"]
 
 
+def family_list():
+    """The user's gene families."""
+    return [path for path in [config["genes"]["families"]] if path not in (None, "builtin")]
+
+
+def cancer_list():
+    """The user's cancer genes, where genes are chosen by elimination."""
+    path = config["genes"]["cancer_genes"] if config["genes"]["selection"] == "rfe_svm" else "none"
+    return [path] if path not in ("builtin", "none") else []
+
+
 def sources_of(experiment):
     """Experiments whose models this one takes over, fold by fold."""
     return EXPERIMENTS[experiment]["init_from"] or []
