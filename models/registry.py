@@ -25,6 +25,7 @@ class Entry:
     magnifications : how many magnifications of each slide it reads
     starts_from, taught_by : models that the experiments named by ``init_from`` may have: one whose weights this model
         starts from, and one that stays frozen and teaches it
+    task_free : it learns without labels, once for all tasks
     """
 
     path: str
@@ -32,6 +33,7 @@ class Entry:
     magnifications: int = 1
     starts_from: frozenset[str] = frozenset()
     taught_by: frozenset[str] = frozenset()
+    task_free: bool = False
 
 
 MODELS: dict[str, Entry] = {
@@ -56,6 +58,10 @@ MODELS: dict[str, Entry] = {
         starts_from=frozenset({"disentangled-student"}),
         taught_by=frozenset({"disentangled-teacher", "disentangled-histology"}),
     ),
+    "mirror-pretraining": Entry(
+        "models.mirror_pretraining:MirrorPretraining", frozenset({SLIDES, GENES}), task_free=True
+    ),
+    "mirror": Entry("models.mirror:Mirror", frozenset({SLIDES, GENES}), starts_from=frozenset({"mirror-pretraining"})),
 }
 
 

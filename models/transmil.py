@@ -137,12 +137,18 @@ class Encoder(nn.Module):
     """Class token, attention, position encoding where there is a map, attention, LayerNorm."""
 
     def __init__(
-        self, width: int, dropout: float, shared_start: bool, has_map: bool = True, class_std: float = 1.0
+        self,
+        width: int,
+        dropout: float,
+        shared_start: bool,
+        has_map: bool = True,
+        class_std: float = 1.0,
+        attention: type[NystromAttention] = NystromAttention,
     ) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * class_std)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.attentions = nn.ModuleList(NystromAttention(width, dropout, shared_start) for _ in range(2))
+        self.attentions = nn.ModuleList(attention(width, dropout, shared_start) for _ in range(2))
         self.position = PositionEncoding(width) if has_map else None
         self.norm = nn.LayerNorm(width)
 
