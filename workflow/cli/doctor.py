@@ -15,6 +15,7 @@ import yaml
 from models.experiment import Experiment
 from pipeline.contracts.cohort import read_cases, read_slides
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.tasks import PRETRAINING
 from workflow.configuration import checked
 
 HELP = "check this machine, the config and the cohort"
@@ -107,7 +108,7 @@ def _resolve(config: dict) -> None:
     kinds = {task["name"]: task["kind"] for task in config["tasks"]}
     for experiment in config["experiments"]:
         for task in experiment["tasks"] or kinds:
-            Experiment(**experiment).resolved(kinds[task])
+            Experiment(**experiment).resolved(kinds.get(task, PRETRAINING))
 
 
 def _slides(config: dict) -> Iterator[Finding]:

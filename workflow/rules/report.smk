@@ -8,7 +8,7 @@ rule build_report:
         features=[layout.features_index(RESULTS, e) for e in ENCODERS],
         expression=expression_table(),
         genes=[layout.genes(RESULTS, t, k) for t in TASKS for k in FOLDS if HAS_RNA],
-        predictions=[layout.predictions(RESULTS, t, x) for t, x in RUNS],
+        predictions=[layout.predictions(RESULTS, t, x) for t, x in PREDICTED],
         evaluations=[layout.evaluation(RESULTS, t) for t in TASKS],
     output:
         report=layout.report(RESULTS),
