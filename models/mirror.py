@@ -91,7 +91,8 @@ class Mirror(Model):
     def embedded(self, batch: Batch) -> Tensor:
         """What the linear layer reads, [samples, its width]."""
         read = sequences(batch, self.config, draw=self.slide.training)
-        slides, rna = torch.cat([self.slide(sequence)[0] for sequence in read]), self.rna(batch.genes["all"])
+        slides = torch.cat([self.slide(sequence, only_class=True)[0] for sequence in read])
+        rna = self.rna(batch.genes["all"])
         return torch.cat([slides, rna], dim=1) if self.config.fusion == CONCAT else slides + rna
 
     def condensed(self, batch: Batch) -> Batch:

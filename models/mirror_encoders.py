@@ -120,10 +120,10 @@ class SlideEncoder(nn.Module):
         )
         self.apply(xavier)
 
-    def forward(self, sequence: Sequence) -> tuple[Tensor, Tensor]:
-        """Class token [samples, width] and tile tokens [samples, tiles, width], both normalised."""
+    def forward(self, sequence: Sequence, only_class: bool = False) -> tuple[Tensor, Tensor]:
+        """Class token [samples, width] and tile tokens [samples, tiles, width] (none with `only_class`), normalised."""
         tokens = torch.relu(self.project(sequence.features))
-        first, tokens = self.trunk(tokens, sequence.places)
+        first, tokens = self.trunk(tokens, sequence.places, only_class)
         return first, tokens[:, : sequence.features.shape[1]]
 
 

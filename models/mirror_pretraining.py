@@ -117,8 +117,9 @@ class TransLayer(nn.Module):
         shared_start = config.fixed_length is not None
         self.attention = config.attention_class(config.width, config.dropout, shared_start)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens + self.attention(self.norm(tokens))
+    def forward(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[samples, tokens, width] to the same, or to these `rows` of it."""
+        return (tokens if rows is None else tokens[:, rows]) + self.attention(self.norm(tokens), rows)
 
 
 class SlideRetention(nn.Module):
@@ -138,9 +139,13 @@ class SlideRetention(nn.Module):
         self.head = nn.Linear(width, width)
         self.apply(xavier)
 
-    def forward(self, first: Tensor, tokens: Tensor, mask: Tensor, cell: Tensor | None) -> Tensor:
+    def forward(
+        self, first: Tensor, tokens: Tensor, mask: Tensor, cell: Tensor | None, rows: Tensor | None = None
+    ) -> Tensor:
         """Class token [samples, width], tokens [samples, tiles, width] and mask [samples, tiles] to predictions of
-        the tokens."""
+        the tokens, or of these `rows` of them."""
+        if rows is None:
+            rows = torch.arange(tokens.shape[1], device=tokens.device)
         first, tokens = self.embed(first), self.embed(tokens)
         tokens = torch.where(mask.bool()[..., None], self.mask_token.to(tokens), tokens)
         if cell is not None:
@@ -148,7 +153,7 @@ class SlideRetention(nn.Module):
         everything = torch.cat([first[:, None], tokens], dim=1)
         if self.position is not None:
             everything = everything + self.position
-        return self.head(self.norm(self.layer(everything)))[:, 1:]
+        return self.head(self.norm(self.layer(everything, 1 + rows)))
 
 
 class RnaRetention(nn.Module):
@@ -273,9 +278,10 @@ class MirrorPretraining(Model):
         total, count = [], 0.0
         for sequence, (first, tokens) in zip(read, encoded, strict=True):
             mask = random_mask(*tokens.shape[:2], self.config.mask_slide, tokens.device)
+            rows = mask.any(dim=0).nonzero().squeeze(1)  # of one sample the masked tiles: others need no prediction
+            prediction = full_precision(self.slide_retention(first, tokens, mask, sequence.cell, rows))
             masked = float(mask.sum())
-            prediction = full_precision(self.slide_retention(first, tokens, mask, sequence.cell))
-            total.append(masked * masked_error(prediction, self._target(tokens), mask))
+            total.append(masked * masked_error(prediction, self._target(tokens)[:, rows], mask[:, rows]))
             count += masked
         return torch.stack(total).sum() / max(count, 1.0)
 

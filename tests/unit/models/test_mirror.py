@@ -360,7 +360,9 @@ def test_what_starts_from_pretraining(pretrained, models, monkeypatch, tmp_path,
     """A probe encodes each case once and learns the head alone; fine-tuning changes everything."""
     inputs, calls = pretrained[0], []
     real = SlideEncoder.forward
-    monkeypatch.setattr(SlideEncoder, "forward", lambda self, s: calls.append(self.training) or real(self, s))
+    monkeypatch.setattr(
+        SlideEncoder, "forward", lambda self, *a, **k: calls.append(self.training) or real(self, *a, **k)
+    )
     made = replace(PROBE, params=SMALL | {"mode": mode})
     rows = run(made, task, inputs, models)
     assert [row.status for row in rows] == ["ok", "ok"]
