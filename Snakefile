@@ -22,14 +22,17 @@ localrules:
     tissue,
     tiles,
     stains,
+    weights,
     features,
+    quality,
     expression,
     splits,
     genes,
     trained,
     evaluated,
     report,
-    prepare_encoder,
+    join_cohort,
+    fetch_weights,
 
 
 rule all:
@@ -62,10 +65,22 @@ rule stains:
         batch_indexes("stain"),
 
 
+rule weights:
+    input:
+        rules.join_cohort.output,
+        [layout.encoder_weights(RESULTS, e) for e in EMBEDDED],
+
+
 rule features:
     input:
         rules.join_cohort.output,
         [layout.features_index(RESULTS, e) for e in ENCODERS],
+
+
+rule quality:
+    input:
+        rules.join_cohort.output,
+        slide_list(),
 
 
 rule expression:

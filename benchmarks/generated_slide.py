@@ -28,7 +28,7 @@ def write_slide(
     """
     rng = np.random.default_rng(seed)
     streams = [
-        imagecodecs.jpeg8_encode(_tissue(rng), 85, colorspace="RGB", outcolorspace="YCBCR", subsampling="420")
+        imagecodecs.jpeg8_encode(tissue(rng), 85, colorspace="RGB", outcolorspace="YCBCR", subsampling="420")
         for _ in range(_UNIQUE)
     ]
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
@@ -44,7 +44,7 @@ def write_slide(
     return path
 
 
-def _tissue(rng: np.random.Generator) -> np.ndarray:
+def tissue(rng: np.random.Generator) -> np.ndarray:
     """A tile of stroma with nuclei, uint8 [TILE_PX, TILE_PX, 3]."""
     texture = cv2.GaussianBlur(rng.normal(0, 60, (TILE_PX, TILE_PX)), (0, 0), 2.0)
     nuclei = np.zeros((TILE_PX, TILE_PX), np.float32)

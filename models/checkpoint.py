@@ -181,6 +181,8 @@ def selection_values(selection: GeneSelection) -> dict[str, Any]:
         **values,
         "groups": dict(selection.groups),
         "params": dict(selection.params),
+        "settings": dict(selection.settings),
+        "centres": {name: centre.tolist() for name, centre in selection.centres.items()},
         "mean": selection.mean.tolist(),
         "std": selection.std.tolist(),
     }
@@ -191,7 +193,8 @@ def _selection(values: dict[str, Any] | None) -> GeneSelection | None:
         return None
     arrays = {key: np.array(values[key], dtype=np.float64) for key in ("mean", "std")}
     groups = {name: tuple(genes) for name, genes in values["groups"].items()}
-    return GeneSelection(**{**values, **arrays, "genes": tuple(values["genes"]), "groups": groups})
+    centres = {name: np.array(centre, dtype=np.float64) for name, centre in values.get("centres", {}).items()}
+    return GeneSelection(**{**values, **arrays, "genes": tuple(values["genes"]), "groups": groups, "centres": centres})
 
 
 def _intervals(values: dict[str, Any] | None) -> Intervals | None:

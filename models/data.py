@@ -78,6 +78,7 @@ class Cohort:
         self.expression = read_expression(expression) if expression is not None else None
         self.sheet = read_cases(cases) if cases is not None else None
         self._rna_row = {case: i for i, case in enumerate(self.expression.cases)} if self.expression else {}
+        self._rna_cohort = self.expression.cohort_of() if self.expression else {}
         self._cache: dict[str, SlideBag] = {}
         self._room = cache_bytes
 
@@ -154,7 +155,10 @@ class Cohort:
                 "give expression in the same unit.",
             )
         rows = [self._rna_row[case_id] for case_id in case_ids]
-        return selection.apply(self.expression.values[rows], self.expression.symbols)
+        cohorts = [self._rna_cohort[case_id] for case_id in case_ids]
+        values, symbols = self.expression.values, self.expression.symbols
+        selection = selection.with_own_centres(values, symbols, [*self._rna_cohort.values()], cohorts)
+        return selection.apply(values[rows], symbols, cohorts)
 
     def clinical(self, case_ids: Sequence[str]) -> list[dict[str, str]]:
         """Rows of the clinical sheet, column -> text."""

@@ -41,7 +41,7 @@ def density_peaks(tokens: Tensor, clusters: int, neighbours: int = NEIGHBOURS) -
 
     Distances are Euclidean, divided by the square root of the width.
     """
-    tokens = full_precision(tokens)
+    tokens = full_precision(tokens) * tokens.shape[1] ** -0.5
     count = len(tokens)
     squares, near, largest = _nearest(tokens, min(neighbours, count))
     density = (-squares.mean(dim=1)).exp()
@@ -84,11 +84,10 @@ def _to_denser(tokens: Tensor, rank: Tensor, rows: Tensor) -> Tensor:
 
 
 def _squared(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distances over the width, [len(first), len(second)]."""
+    """Squared distances, [len(first), len(second)]."""
     with torch.autocast(first.device.type, enabled=False):
-        product = first @ second.T
-        squares = first.square().sum(dim=1, keepdim=True) - 2 * product + second.square().sum(dim=1)
-    return squares.clamp(min=0) / first.shape[1]
+        squares = torch.addmm(second.square().sum(dim=1), first, second.T, alpha=-2)
+    return squares.add_(first.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
 def _rows(columns: int) -> int:

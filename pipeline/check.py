@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import tifffile
+from typing import Any, BinaryIO
 
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
@@ -14,10 +17,14 @@ from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import FormatError, SlideError
 from pipeline.contracts.files import digest_of, file_identity
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_files import files_of_slide, is_remote
 from pipeline.contracts.slides import SlideFacts, read_slide_facts, write_slide_facts, write_unusable
+from pipeline.remote_files import remote_file, remote_identity
 from pipeline.slide import SlideReader, open_slide
+from pipeline.tiff_directories import Damaged, check_image, read_directories
 
+MAX_AREA_MM2 = 40_000.0  #: 20 x 20 cm: whole-mount sections are smaller
+_PLAIN_VENDORS = ("aperio", "generic-tiff")  # whose images are the slide itself, not parts to be joined
 _PROBE_PX = 64  # side of the regions that are read on trial
 
 
@@ -29,13 +36,10 @@ def check_slide(slide: Slide, digest: str = "") -> SlideFacts:
     SlideError : missing, empty, truncated or unreadable file, or no sane um per pixel; names the path and the
         fix
     """
-    missing = missing_bytes(slide.path)
-    if missing:
-        raise SlideError(
-            f"{slide.path}: the file is truncated: {missing}. Fix: copy it again from its source, or exclude the"
-            " slide in slides.tsv."
-        )
+    images = check_directories(slide.path)
     with open_slide(slide.path, slide.um_per_px) as reader:
+        _check_extent(reader)
+        _check_finest(reader, images)
         probe(reader)
         return SlideFacts(
             slide_id=slide.slide_id,
@@ -57,45 +61,61 @@ def check_slide(slide: Slide, digest: str = "") -> SlideFacts:
         )
 
 
-def missing_bytes(path: str | Path) -> str:
-    """What a TIFF refers to beyond its own end, or an empty string; other formats are left to the trial
-    reading.
+def check_directories(path: str | Path) -> list[tuple[int, int]]:
+    """Look through the directories of a TIFF; nothing is asked of other formats and of files that are not there.
 
-    A half-copied TIFF opens and reads well until the first tile that is not there, so every tile's place is
-    compared with the size of the file.
+    A half-copied TIFF opens and reads well until the first tile that is not there, so every tile's place is compared
+    with the size of the file. Returns (width, height) of its images.
+
+    Raises
+    ------
+    SlideError : a directory that is cut off or absurd, or an image some of whose bytes are missing
     """
-    path = Path(path)
-    if not path.is_file() or path.stat().st_size == 0:
-        return ""
-    size = path.stat().st_size
     try:
-        with tifffile.TiffFile(path) as tiff:
-            pages = list(tiff.pages)
-            beyond = _next_directory(tiff)
-            if not pages or beyond > size:
-                return f"image {len(pages)} is described at byte {beyond}, the file has {size}"
-            for index, page in enumerate(pages):
-                for part in (page, *(page.pages or ())):
-                    ends = zip(part.dataoffsets, part.databytecounts, strict=False)
-                    last = max((offset + count for offset, count in ends if count), default=0)
-                    if last > size:
-                        return f"image {index} needs {last} bytes, the file has {size}"
-    except Exception as error:  # whatever a damaged directory makes the parser raise
-        return f"its directory cannot be read ({error})" if _looks_like_tiff(path) else ""
-    return ""
+        with _opened(path) as (handle, size):
+            found = read_directories(handle, size)
+            for directory in found:
+                check_image(directory, size)
+    except Damaged as damage:
+        raise SlideError(
+            f"{path}: the file is truncated or damaged: {damage}. Fix: copy it again from its source, or exclude the"
+            " slide in slides.tsv."
+        ) from None
+    return [directory.size for directory in found]
 
 
-def _next_directory(tiff: tifffile.TiffFile) -> int:
-    """Where the last directory that could be read says that the next one lies; 0 at the end of the chain."""
-    handle = tiff.filehandle
-    handle.seek(tiff.pages.next_page_offset or 0)
-    pointer = handle.read(tiff.tiff.offsetsize)
-    return int.from_bytes(pointer, "little" if tiff.byteorder == "<" else "big")
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file and its size; an empty one where there is none, which `open_slide` tells better."""
+    if is_remote(path):
+        with remote_file(str(path)) as file:
+            yield file.handle, file.size
+    elif Path(path).is_file():
+        with open(path, "rb") as handle:
+            yield handle, os.fstat(handle.fileno()).st_size
+    else:
+        yield io.BytesIO(), 0
 
 
-def _looks_like_tiff(path: Path) -> bool:
-    with open(path, "rb") as handle:
-        return handle.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+def _check_extent(reader: SlideReader) -> None:
+    """Refuse what no glass slide can be: its thumbnails would not fit into memory either."""
+    width, height = (side * um / 1000 for side, um in zip(reader.dimensions, reader.um_per_px, strict=True))
+    if width * height > MAX_AREA_MM2:
+        raise SlideError(
+            f"{reader.path}: {width:.0f} x {height:.0f} mm is larger than any glass slide. Fix: copy the file again, or"
+            " give the right um_per_px for this slide in slides.tsv."
+        )
+
+
+def _check_finest(reader: SlideReader, images: list[tuple[int, int]]) -> None:
+    """Refuse a slide whose finest image is passed over: um per pixel would be that of another one."""
+    width, height = reader.dimensions
+    finer = [size for size in images if size[0] > width and size[1] > height]
+    if finer and reader.vendor in _PLAIN_VENDORS:
+        raise SlideError(
+            f"{reader.path}: its image of {max(finer)[0]} x {max(finer)[1]} px cannot be read, only smaller ones."
+            " Fix: copy the file again from its source, or convert it to a pyramidal TIFF."
+        )
 
 
 def probe(reader: SlideReader) -> None:
@@ -109,9 +129,13 @@ def probe(reader: SlideReader) -> None:
 def slide_identity(path: str | Path) -> dict[str, Any]:
     """Identity of a slide's file, with name, size and time of each other file that belongs to the slide.
 
-    Raises OSError for a file that is not there.
+    Raises OSError for a file that is not there, SlideError for a remote one.
     """
+    if is_remote(path):
+        return remote_identity(str(path))
     file, *parts = files_of_slide(path)
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError(errno.EINVAL, "is a folder or device, not a file")
     identity = file_identity(file)
     if parts:
         identity["parts"] = [[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
@@ -132,9 +156,11 @@ class CheckStage:
         slide = self._slides[upstream.slide_id]
         try:
             identity = slide_identity(slide.path)
-        except OSError as error:
+        except (OSError, SlideError) as error:
             # The reason must not lie beside facts of a file that has gone.
             self._path(slide.slide_id).unlink(missing_ok=True)
+            if isinstance(error, SlideError):
+                raise
             raise SlideError(
                 f"{slide.path}: {error.strerror or error}. Fix: correct its path in slides.tsv, or exclude the slide."
             ) from error
@@ -153,11 +179,21 @@ class CheckStage:
         slide = self._slides[slide_id]
         try:
             facts = check_slide(slide, digest)
+        except MemoryError as error:
+            reason = (
+                f"{slide.path}: opening it takes more memory than any slide needs ({error}). Fix: copy the file again."
+            )
+            self.refuse(slide_id, reason, digest)
+            raise SlideError(reason) from error
         except SlideError as error:
-            write_unusable(self._path(slide_id), slide_id, slide.path, str(error), digest)
+            self.refuse(slide_id, str(error), digest)
             raise
         write_slide_facts(self._path(slide_id), facts)
         return "; ".join(facts.warnings)
+
+    def refuse(self, slide_id: str, reason: str, digest: str = "") -> None:
+        """Record why a slide cannot be used, also one that took down the process that looked at it."""
+        write_unusable(self._path(slide_id), slide_id, self._slides[slide_id].path, reason, digest)
 
     def _path(self, slide_id: str) -> Path:
         return Path(layout.slide_facts(self._results, slide_id))

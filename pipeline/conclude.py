@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.contracts.batches import FAILED, read_batch
+from pipeline.contracts.batches import FAILED, OK, read_batch
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.files import read_table, write_table
 
 
 def conclude(
-    slide_indexes: Iterable[str | Path],
+    slide_indexes: Sequence[str | Path],
+    feature_indexes: Iterable[str | Path],
     model_indexes: Iterable[str | Path],
     allow_failed: bool,
     out: str | Path,
 ) -> list[dict[str, str]]:
-    """Write the failures as a table (what, id, stage, reason). Raises HistoweaveError listing them unless allowed."""
+    """Write the failures as a table (what, id, stage, reason).
+
+    Raises HistoweaveError that lists them unless they are allowed, and for a list of features that is older than what
+    its batches say (a slide that failed once and was embedded later, when an encoder was added).
+    """
+    _refuse_stale(slide_indexes, feature_indexes)
     failures = _failed_slides(slide_indexes) + _failed_folds(model_indexes)
     if failures and not allow_failed:
         listed = "\n".join(f"  {f['what']} {f['id']} at {f['stage']}: {f['reason']}" for f in failures)
@@ -27,6 +33,18 @@ def conclude(
         )
     write_table(out, ["what", "id", "stage", "reason"], failures)
     return failures
+
+
+def _refuse_stale(slide_indexes: Sequence[str | Path], feature_indexes: Iterable[str | Path]) -> None:
+    for path in feature_indexes:
+        batches = [index for index in slide_indexes if Path(index).is_relative_to(Path(path).parent)]
+        embedded = {r.slide_id for index in batches for r in read_batch(index).values() if r.status == OK}
+        differ = embedded ^ {row["slide_id"] for row in read_table(path, ["slide_id"])}
+        if differ:
+            raise HistoweaveError(
+                f"{path}: the list of features is older than the features: {', '.join(sorted(differ)[:5])}."
+                " Fix: run again with --forcerun index_features."
+            )
 
 
 def _failed_slides(indexes: Iterable[str | Path]) -> list[dict[str, str]]:

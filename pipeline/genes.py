@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import numpy as np
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import Expression, read_expression
 from pipeline.contracts.files import digest_of
-from pipeline.contracts.genes import GeneSelection, write_genes
+from pipeline.contracts.genes import ITSELF, REFUSE, UNSEEN, GeneSelection, write_genes
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.settings import require_choice
-from pipeline.contracts.splits import TRAIN, read_splits
+from pipeline.contracts.splits import TRAIN, VAL, read_splits
+from pipeline.expression.aliases import read_aliases
+from pipeline.expression.centring import check_label_against_cohorts, fit_centres
 from pipeline.signatures import BUILTIN, Signatures, load_signatures
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ CHOICES = {
     "order": ("signatures_then_hvg", "hvg_then_signatures"),
     "flavour": ("variance", "seurat"),
     "both": ("exclude", "keep", "tumour", "tme"),
+    "centre": ("none", "cohort"),
+    "unseen_cohort": UNSEEN,
 }
 
 
@@ -48,6 +52,10 @@ class GeneParams:
         group refuses it
     std_floor : smallest standard deviation to divide by, on the scale of the values
     clip : standardised values beyond it are clipped, in standard deviations
+    centre : "cohort" subtracts from every gene its mean over the training cases of the case's cohort, before genes are
+        chosen by their variance and standardised
+    unseen_cohort : with centring, a cohort without training cases is refused, or centred on "itself"
+    max_missing : largest share of the selected genes that a new table may lack; they stand at the training mean
     """
 
     selection: str = "hvg"
@@ -60,6 +68,9 @@ class GeneParams:
     min_genes: int = 5
     std_floor: float = 0.01
     clip: float = 10.0
+    centre: str = "none"
+    unseen_cohort: str = REFUSE
+    max_missing: float = 0.1
 
     def __post_init__(self) -> None:
         for key, known in CHOICES.items():
@@ -68,6 +79,8 @@ class GeneParams:
             raise InputError("config.yaml genes.top_fraction", f"{self.top_fraction} is not in (0, 1].")
         if isinstance(self.min_genes, bool) or not isinstance(self.min_genes, int) or self.min_genes < 1:
             raise InputError("config.yaml genes.min_genes", f"{self.min_genes!r} is not a whole number from 1.")
+        if not 0 <= self.max_missing < 1:
+            raise InputError("config.yaml genes.max_missing", f"{self.max_missing} is not in [0, 1).")
         for key in ("std_floor", "clip"):
             if not 0 < getattr(self, key) < math.inf:
                 raise InputError(f"config.yaml genes.{key}", "it must be a number above 0.")
@@ -80,12 +93,14 @@ def select_genes(
     task: str,
     fold: int,
     signatures: Signatures | None = None,
+    validation_cases: Iterable[str] = (),
 ) -> GeneSelection:
     """Choose the genes of one fold and fit their scaling on `training_cases`; no other row is looked at.
 
     Variances and means are those of the normalised (log) values. Ties go to the symbol that sorts first. The digest
     covers the training cases' ids and values, the gene symbols and lists, the parameters and the stage's revision: an
-    unchanged training set gives an unchanged result whatever happens to other cases.
+    unchanged training set gives an unchanged result whatever happens to other cases. Only with centring, a cohort that
+    has validation cases and no training case gets its centre from `validation_cases`, under ``unseen_cohort: itself``.
 
     Raises
     ------
@@ -108,13 +123,18 @@ def select_genes(
         )
     values = expression.values[expression.rows(cases)]  # the only rows that anything below sees
     signatures = signatures or load_signatures(params.tumour, params.tme)
-    chosen = _choose(values, expression, signatures, params, where)
+    centres, centred = {}, values
+    if params.centre == "cohort":
+        unseen_itself = params.unseen_cohort == ITSELF
+        centres, centred = fit_centres(expression, cases, validation_cases, unseen_itself, where)
+    chosen = _choose(centred if params.flavour == "variance" else values, expression, signatures, params, where)
     groups = _groups(chosen, signatures, params.both)
     for name in ("tumour", "tme") if params.selection == "hvg" else ():
         _refuse_small(name, groups, signatures, expression, params, where)
     genes = groups["all"]
     position = {symbol: column for column, symbol in enumerate(expression.symbols)}
-    picked = values[:, [position[gene] for gene in genes]].astype(np.float64)
+    columns = [position[gene] for gene in genes]
+    picked = centred[:, columns].astype(np.float64)
     return GeneSelection(
         task=task,
         fold=fold,
@@ -128,7 +148,11 @@ def select_genes(
         n_training=len(cases),
         params=asdict(params),
         revision=REVISIONS["genes"],
-        digest=_digest(cases, values, expression, signatures, params),
+        digest=_digest(cases, values, expression, signatures, params, centres),
+        centres={cohort: centre[columns] for cohort, centre in centres.items()},
+        unseen=params.unseen_cohort,
+        max_missing=params.max_missing,
+        settings=dict(expression.settings),
     )
 
 
@@ -139,22 +163,29 @@ def select_genes_for_folds(
     params: GeneParams,
     outputs: Sequence[str | Path],
     task: str,
+    classes: Mapping[str, str] | None = None,
+    aliases: str | Path | None = None,
 ) -> None:
     """Write the genes of all folds of one task: fold k to ``outputs[k]``.
 
-    The training cases of a fold have the role train in it, RNA, and a label for the task.
+    The training cases of a fold have the role train in it, RNA, and a label for the task. `classes` are the labels of a
+    classification task; `aliases` is the file by which the table's symbols, and so the gene lists', were brought up to
+    date.
 
-    Raises InputError as `select_genes` does, and if the fold table has another number of folds.
+    Raises InputError as `select_genes` does, if the fold table has another number of folds, and for a label that
+    follows cohorts which were standardised separately (`centring.check_label_against_cohorts`).
     """
     table = read_expression(expression)
+    check_label_against_cohorts(table, classes or {}, task, params.centre == "cohort")
     folds = read_splits(splits)
     if folds.n_folds != len(outputs):
         raise InputError(str(splits), f"{folds.n_folds} folds, expected {len(outputs)}.", "run make_splits again.")
-    signatures = load_signatures(params.tumour, params.tme)
+    signatures = load_signatures(params.tumour, params.tme, read_aliases(aliases).current)
     usable = set(labelled) & set(table.cases)
     for fold, output in enumerate(outputs):
         training = [case for case in folds.cases(fold, TRAIN) if case in usable]
-        selection = select_genes(table, training, params, task, fold, signatures)
+        validation = [case for case in folds.cases(fold, VAL) if case in usable]
+        selection = select_genes(table, training, params, task, fold, signatures, validation)
         write_genes(output, selection)
         logger.info(
             "genes: task %s, fold %d: %d tumour, %d TME, %d in all, from %d training cases",
@@ -243,7 +274,12 @@ def _refuse_small(
 
 
 def _digest(
-    cases: Sequence[str], values: np.ndarray, expression: Expression, signatures: Signatures, params: GeneParams
+    cases: Sequence[str],
+    values: np.ndarray,
+    expression: Expression,
+    signatures: Signatures,
+    params: GeneParams,
+    centres: Mapping[str, np.ndarray],
 ) -> str:
     content: list[Any] = [
         "genes",
@@ -256,5 +292,7 @@ def _digest(
         list(cases),
         hashlib.sha256("\n".join(expression.symbols).encode()).hexdigest(),
         hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest(),
+        {cohort: hashlib.sha256(centre.astype("<f8").tobytes()).hexdigest() for cohort, centre in centres.items()},
+        dict(expression.settings),
     ]
     return digest_of(*content)

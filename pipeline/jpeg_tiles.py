@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ import imagecodecs
 import numpy as np
 import tifffile
 
+from pipeline.contracts.errors import SlideError
+from pipeline.decoded_tiles import DecodedTiles
+from pipeline.jpeg_streams import BLOCK_ROWS, ran_out, taller
 from pipeline.slide_backends import Backend, over_background, unreadable
 
-CACHE_BYTES = 64 * 2**20  #: decoded tiles that a reader keeps: two rows of 256-px tiles of a slide 40,000 px wide
 _VENDORS = ("aperio", "generic-tiff")  # others place their tiles with overlaps or gaps that the tags do not tell
 _COLOURS = {2: "RGB", 6: "YCBCR"}  # TIFF photometric interpretation -> colour space of the JPEG stream
 _CONTIGUOUS, _JPEG, _NO_PREDICTOR = 1, 7, 1
@@ -52,9 +53,8 @@ class TiledLevel:
 class JpegTilesBackend:
     """Decodes the file's own tiles; `library` tells all that is not pixels.
 
-    Tiles that the file does not store, and levels that are not of JPEG tiles, are read by the library. A few decoded
-    tiles are kept where a region took a part of them, since its neighbours want the rest; the least recently used go
-    first.
+    Tiles that the file does not store, and levels that are not of JPEG tiles, are read by the library. Decoded tiles
+    are kept in `tiles`, which readers of the same slide may share, while regions to come may want a part of them.
 
     Raises
     ------
@@ -63,50 +63,37 @@ class JpegTilesBackend:
 
     name = "jpeg-tiles"
 
-    def __init__(self, path: Path, library: Backend) -> None:
+    def __init__(self, path: Path, library: Backend, tiles: DecodedTiles | None = None) -> None:
         if library.name != "openslide" or library.vendor not in _VENDORS:
             raise NotJpegTiles(f"a {library.vendor} file opened with {library.name}")
         self._path, self._library = path, library
         self.vendor, self.sizes, self.bounds = library.vendor, library.sizes, library.bounds
         self.properties, self.mpp, self.objective = library.properties, library.mpp, library.objective
         self.levels = _tiled_levels(path, library.sizes)
-        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
-        self._spare: np.ndarray | None = None
+        self._tiles = tiles or DecodedTiles()
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         tiled = self.levels[level]
         if tiled is None:
             return self._library.read(level, x, y, width, height)
+        columns, rows = self.sizes[level]
         out = np.empty((height, width, 3), np.uint8)
         for index, left, top in tiled.covering(x, y, width, height):
-            x0, x1 = max(x, left), min(x + width, left + tiled.width)
-            y0, y1 = max(y, top), min(y + height, top + tiled.height)
+            right, bottom = min(left + tiled.width, columns), min(top + tiled.height, rows)
+            x0, x1, y0, y1 = max(x, left), min(x + width, right), max(y, top), min(y + height, bottom)
+            into = out[y0 - y : y1 - y, x0 - x : x1 - x]
             if tiled.counts[index] == 0:
-                part = over_background(self._library.read(level, x0, y0, x1 - x0, y1 - y0))
-            else:
-                whole = x1 - x0 == tiled.width and y1 - y0 == tiled.height
-                part = self._tile(level, tiled, index, not whole)[y0 - top : y1 - top, x0 - left : x1 - left]
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = part
+                into[:] = over_background(self._library.read(level, x0, y0, x1 - x0, y1 - y0))
+                continue
+            pixels, corners = self._tiles.take((level, index))
+            if pixels is None:
+                pixels = self._decode(level, tiled, index)
+            into[:] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+            sides = (x0 == left) | (x1 == right) << 1
+            corners |= sides * (y0 == top) | (sides * (y1 == bottom)) << 2
+            self._tiles.put((level, index), pixels, corners)
         return out
-
-    def _tile(self, level: int, tiled: TiledLevel, index: int, keep: bool) -> np.ndarray:
-        """uint8 [tile height, tile width, 3], decoded or kept. Raises SlideError for a damaged tile."""
-        key = level, index
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        pixels = self._decode(level, tiled, index)
-        if not keep:
-            self._spare = pixels  # overwritten by the next tile: the caller copies it first
-            return pixels
-        self._cache[key] = pixels
-        self._cached_bytes += pixels.nbytes
-        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-            _, self._spare = self._cache.popitem(last=False)
-            self._cached_bytes -= self._spare.nbytes
-        return pixels
 
     def _decode(self, level: int, tiled: TiledLevel, index: int) -> np.ndarray:
         shape = tiled.height, tiled.width, 3
@@ -114,29 +101,36 @@ class JpegTilesBackend:
             # Sizes in a damaged file may be anything: neither the stream nor its pixels get more room than they need.
             room = min(int(tiled.counts[index]), int(np.prod(shape)) * _MOST_BYTES + _HEADER_BYTES)
             stream = os.pread(self._file, room, int(tiled.offsets[index]))
-            if _END_OF_IMAGE not in stream:  # the codec would fill what is missing with grey and say nothing
+            if stream.rfind(_END_OF_IMAGE) < 0:  # the codec would fill what is missing with grey and say nothing
                 raise ValueError("the JPEG stream has no end")
-            return imagecodecs.jpeg8_decode(
-                stream,
+            more = taller(stream, tiled.height)
+            pixels = imagecodecs.jpeg8_decode(
+                more.stream if more else stream,
                 tables=tiled.tables,
                 colorspace=tiled.colours,
                 outcolorspace="RGB",
-                out=self._room(shape),
+                out=self._tiles.room((tiled.height + BLOCK_ROWS, *shape[1:]) if more else shape),
             )
+            if more and ran_out(pixels, tiled.height, more.width):
+                self._confirm(level, tiled, index)
+            return pixels
+        except SlideError:
+            raise
         except (OSError, OverflowError, MemoryError, ValueError, RuntimeError) as error:
             row, column = divmod(index, tiled.columns)
             corner = column * tiled.width, row * tiled.height
             raise unreadable(self._path, level, *corner, tiled.width, tiled.height, error) from error
 
-    def _room(self, shape: tuple[int, int, int]) -> np.ndarray:
-        """Memory for a tile: fresh pages cost as much as half of a decode."""
-        spare, self._spare = self._spare, None
-        return np.empty(shape, np.uint8) if spare is None or spare.shape != shape else spare
+    def _confirm(self, level: int, tiled: TiledLevel, index: int) -> None:
+        """Ask the library, which takes its decoder's warnings for errors. Raises SlideError if it refuses the tile."""
+        row, column = divmod(index, tiled.columns)
+        x, y = column * tiled.width, row * tiled.height
+        width, height = self.sizes[level]
+        self._library.read(level, x, y, min(tiled.width, width - x), min(tiled.height, height - y))
 
     def release(self) -> None:
-        """Give up the file and the kept tiles, and leave the library open."""
+        """Give up the file and leave the library open."""
         os.close(self._file)
-        self._cache.clear()
 
     def close(self) -> None:
         self.release()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.contracts.errors import SlideError
+from pipeline.decoded_tiles import DecodedTiles
 from pipeline.jpeg_tiles import JpegTilesBackend, NotJpegTiles, TiledLevel
 from pipeline.slide_backends import Backend, open_library, over_background
 
@@ -30,12 +31,13 @@ class PixelSource:
     warnings: tuple[str, ...] = ()
 
 
-def open_source(path: Path, recorded: str | None = None) -> PixelSource:
+def open_source(path: Path, recorded: str | None = None, tiles: DecodedTiles | None = None) -> PixelSource:
     """Open a slide file.
 
     Parameters
     ----------
     recorded : backend that an earlier check chose for this very file; None tries and compares
+    tiles : where decoded tiles are kept, shared with other readers of the file; None keeps them apart
 
     Raises
     ------
@@ -43,17 +45,17 @@ def open_source(path: Path, recorded: str | None = None) -> PixelSource:
     """
     library = open_library(path)
     try:
-        return _source(path, library, recorded)
+        return _source(path, library, recorded, tiles)
     except BaseException:
         library.close()
         raise
 
 
-def _source(path: Path, library: Backend, recorded: str | None) -> PixelSource:
+def _source(path: Path, library: Backend, recorded: str | None, tiles: DecodedTiles | None) -> PixelSource:
     if recorded not in (None, JpegTilesBackend.name):
         return PixelSource(library)
     try:
-        direct = JpegTilesBackend(path, library)
+        direct = JpegTilesBackend(path, library, tiles)
     except NotJpegTiles as reason:
         return PixelSource(library, str(reason))
     except Exception as error:  # whatever a damaged directory makes the parser raise; the library may still cope

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_array
-
-_STRIP_ROWS = 32  # averaged at a time: temporaries of a strip stay in the processor's cache
 
 
 def area_average(image: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
@@ -32,15 +29,11 @@ def area_average(image: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) ->
         if steps == [1, 1]:
             return np.ascontiguousarray(image)
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    columns = _weights(x_edges, image.shape[1])
+    from pipeline.box_means import box_means
+
     out = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _STRIP_ROWS):
-        edges = y_edges[top : top + _STRIP_ROWS + 1]
-        first, last = int(edges[0]), min(int(np.ceil(edges[-1])), len(image))
-        strip = image[first:last].astype(np.float32)
-        rows = _average_rows(strip, _weights(edges - first, len(strip)))
-        both = cv2.transpose(_average_rows(cv2.transpose(rows), columns))
-        cv2.convertScaleAbs(both, out[top : top + _STRIP_ROWS])  # rounds to nearest; means are never negative
+    pixels = np.ascontiguousarray(image).reshape(len(image), -1)
+    box_means(pixels, *_shares(y_edges, len(image)), *_shares(x_edges, image.shape[1]), out)
     return out
 
 
@@ -54,17 +47,13 @@ def _whole(edges: np.ndarray) -> bool:
     return bool((edges == np.rint(edges)).all())
 
 
-def _weights(edges: np.ndarray, length: int) -> csr_array:
-    """Share of each of `length` pixels in each interval between `edges`, float32 [intervals, length]."""
+def _shares(edges: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share of pixels in each interval between `edges`, float32, and which of `length` pixels, int32.
+
+    Both are [intervals, terms]; a place that would lie beyond the pixels is the last one, with a share of 0.
+    """
     low, high = edges[:-1, None], edges[1:, None]
     terms = int(np.ceil((high - low).max())) + 1
     pixel = np.floor(low) + np.arange(terms)
     share = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None) / (high - low)
-    place = np.minimum(pixel, length - 1).astype(np.int32)
-    starts = np.arange(len(low) + 1, dtype=np.int32) * terms
-    return csr_array((share.astype(np.float32).ravel(), place.ravel(), starts), shape=(len(low), length))
-
-
-def _average_rows(image: np.ndarray, weights: csr_array) -> np.ndarray:
-    """Weighted sums of the rows of float32 `image` [rows, ...]."""
-    return (weights @ image.reshape(len(image), -1)).reshape(weights.shape[0], *image.shape[1:])
+    return share.astype(np.float32), np.minimum(pixel, length - 1).astype(np.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,20 +11,25 @@ from types import TracebackType
 import numpy as np
 
 from pipeline.contracts.errors import SlideError
+from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.slides import SlideFacts
+from pipeline.decoded_tiles import DecodedTiles
+from pipeline.lost_pixels import fill_lost
 from pipeline.pixel_source import PixelSource, open_source
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
-from pipeline.slide_backends import BACKGROUND, over_background
+from pipeline.slide_backends import BACKGROUND, open_remote, over_background
 
 LEVEL_TOLERANCE = 1.05  #: a stored level may be this much coarser than asked: 4.001 x 0.25 um/px serves 1 um/px
 _WHOLE_PX = 1e-3  # lattice lines this close to whole pixels count as whole
-_BLOCK_PX = 2048  # source pixels per side that a thumbnail decodes at a time
+MAX_LOST = 0.5  #: share of an overview that may be undecodable
+_PIECE_PX = 64  # source pixels per side of the pieces of a thumbnail that are lost or not
+_BLOCK_PX = 2048  # source pixels per side that are decoded at a time
 
 
 @dataclass(frozen=True)
 class Level:
-    """A stored level: size in its own pixels and exact level-0 pixels per pixel on each axis."""
+    """A stored level: size in its own pixels and level-0 pixels per pixel on each axis, fractions included."""
 
     width: int
     height: int
@@ -80,13 +85,14 @@ class SlideReader:
         self.background = BACKGROUND
         width, height = backend.sizes[0]
         self.dimensions = (width, height)
-        self.levels = tuple(Level(w, h, width / w, height / h) for w, h in backend.sizes)
+        self.levels = tuple(Level(w, h, _downsample(width, w), _downsample(height, h)) for w, h in backend.sizes)
         self.bounds = _within(backend.bounds or (0, 0, width, height), width, height)
         resolution = resolve(backend.properties, backend.mpp, backend.objective, um_per_px, self.path)
         self.um_per_px = resolution.um_per_px
         self.um_per_px_source = resolution.source
         self.objective = resolution.objective
         self.warnings = (*resolution.warnings, *source.warnings)
+        self.remark = ""  # what a thumbnail had to do without
 
     def level_um_per_px(self, level: int) -> tuple[float, float]:
         """um/px (x, y) of a stored level."""
@@ -166,15 +172,25 @@ class SlideReader:
         ------
         SlideError : a pixel of one of them cannot be decoded
         """
-        return self._averages(windows[0].lattice.level, [window.lines() for window in windows])
+        level, lines = windows[0].lattice.level, [window.lines() for window in windows]
+        if any(axis[-1] - axis[0] > _BLOCK_PX for lattice in lines for axis in lattice):
+            return [self._average(level, x, y) for x, y in lines]
+        return self._averages(level, lines)
 
     def thumbnail(self, um_per_px: float) -> tuple[np.ndarray, tuple[float, float]]:
         """The whole slide at about `um_per_px`.
+
+        Parts that cannot be decoded come from a finer level; where there is none, they are coloured like what lies
+        around them, and `remark` says how much that is.
 
         Returns
         -------
         rgb : uint8 [rows, columns, 3] that covers the slide exactly
         scale : level-0 pixels per pixel of it (x, y), exact
+
+        Raises
+        ------
+        SlideError : more than `MAX_LOST` of it cannot be decoded at any level
         """
         columns, rows = (
             max(1, round(side * um / um_per_px)) for side, um in zip(self.dimensions, self.um_per_px, strict=True)
@@ -184,12 +200,50 @@ class SlideReader:
         step_x, step_y = chosen.width / columns, chosen.height / rows
         side = max(1, math.floor(_BLOCK_PX / max(step_x, step_y)))
         out = np.empty((rows, columns, 3), np.uint8)
-        for top in range(0, rows, side):
-            for left in range(0, columns, side):
-                bottom, right = min(top + side, rows), min(left + side, columns)
-                x, y = np.arange(left, right + 1) * step_x, np.arange(top, bottom + 1) * step_y
-                out[top:bottom, left:right] = self._averages(level, [(x, y)])[0]
+        lost = np.zeros((rows, columns), bool)
+        for part in _parts((slice(0, rows), slice(0, columns)), side):
+            error = self._fill(out, lost, level, part, (step_x, step_y))
+            if lost.sum() > MAX_LOST * lost.size:
+                raise SlideError(f"{error} More than {MAX_LOST:.0%} of the slide is like that.")
+        if lost.any():
+            self.remark = f"{lost.mean():.2%} of the overview could not be read and is coloured like its surroundings"
+            fill_lost(out, lost)
         return out, (self.dimensions[0] / columns, self.dimensions[1] / rows)
+
+    def _average(self, level: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Area averages between lines (x, y) of a level, a block at a time: memory does not grow with the field."""
+        side = max(1, math.floor(_BLOCK_PX / max(x[1] - x[0], y[1] - y[0])))
+        out = np.empty((len(y) - 1, len(x) - 1, 3), np.uint8)
+        for top in range(0, len(out), side):
+            for left in range(0, out.shape[1], side):
+                lines = x[left : left + side + 1], y[top : top + side + 1]
+                out[top : top + side, left : left + side] = self._averages(level, [lines])[0]
+        return out
+
+    def _overview(self, level: int, part: tuple[slice, slice], step: tuple[float, float]) -> np.ndarray:
+        """Part (rows, columns) of a thumbnail whose pixels are `step` (x, y) pixels of a level."""
+        y, x = (np.arange(where.start, where.stop + 1) for where in part)
+        return self._averages(level, [(x * step[0], y * step[1])])[0]
+
+    def _fill(
+        self, out: np.ndarray, lost: np.ndarray, level: int, part: tuple[slice, slice], step: tuple[float, float]
+    ) -> SlideError | None:
+        """Fill a part of the thumbnail `out`: whole, else by quarters, else from finer levels, else it is `lost`."""
+        try:
+            out[part] = self._overview(level, part, step)
+            return None
+        except SlideError as error:
+            side = max(where.stop - where.start for where in part)
+            if side > max(1, _PIECE_PX / max(step)):
+                for quarter in _parts(part, -(-side // 2)):
+                    self._fill(out, lost, level, quarter, step)
+            elif level:
+                here, finer = self.levels[level], self.levels[level - 1]
+                scaled = step[0] * finer.width / here.width, step[1] * finer.height / here.height
+                self._fill(out, lost, level - 1, part, scaled)
+            else:
+                lost[part] = True
+            return error
 
     def _averages(self, level: int, lattices: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         """Area averages between lines (x, y) of a level, read once for all."""
@@ -210,7 +264,9 @@ class SlideReader:
         self.close()
 
 
-def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | None = None) -> SlideReader:
+def open_slide(
+    path: str | Path, um_per_px: float | None = None, backend: str | None = None, tiles: DecodedTiles | None = None
+) -> SlideReader:
     """Open a slide or a plain PNG/JPEG field.
 
     OpenSlide comes first, TiffSlide where OpenSlide cannot read a TIFF or sees one level of a pyramid only. JPEG tiles
@@ -218,21 +274,29 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
 
     Parameters
     ----------
-    path : the file (for DICOM, any instance of the series; for MIRAX, the .mrxs file)
+    path : the file, or the address of a remote one, which TiffSlide reads through fsspec (for DICOM, any instance of
+        the series; for MIRAX, the .mrxs file)
     um_per_px : overrides the file's own value; required for PNG and JPEG fields
     backend : as an earlier check of this file recorded it, which saves the comparison
+    tiles : where decoded tiles are kept, for readers of one file in several threads to share
 
     Raises
     ------
     SlideError : missing, empty or unreadable file, or no sane um/px; names the path and the fix
     """
+    if is_remote(path):
+        source = PixelSource(open_remote(str(path)), "it is not on this machine")
+        return _reader(path, source, um_per_px)
     path = Path(path)
     if not path.is_file():
         what = "is a folder, not a slide file" if path.is_dir() else "the file does not exist"
         raise SlideError(f"{path}: {what}. Fix: correct its path in slides.tsv, or exclude the slide there.")
     if path.stat().st_size == 0:
         raise SlideError(f"{path}: the file is empty (0 bytes). Fix: copy it again from its source.")
-    source = open_source(path, backend)
+    return _reader(path, open_source(path, backend, tiles), um_per_px)
+
+
+def _reader(path: str | Path, source: PixelSource, um_per_px: float | None) -> SlideReader:
     try:
         return SlideReader(path, source, um_per_px)
     except BaseException:
@@ -240,9 +304,29 @@ def open_slide(path: str | Path, um_per_px: float | None = None, backend: str | 
         raise
 
 
-def open_checked(facts: SlideFacts) -> SlideReader:
+def open_checked(facts: SlideFacts, tiles: DecodedTiles | None = None) -> SlideReader:
     """Open a slide as it was checked: the sheet's um/px, the same pixel source."""
-    return open_slide(facts.path, facts.um_per_px_override, facts.backend)
+    return open_slide(facts.path, facts.um_per_px_override, facts.backend, tiles)
+
+
+def _downsample(full: int, side: int) -> float:
+    """Level-0 pixels per pixel of a level, from the length of an axis in pixels of each.
+
+    Lengths are whole, so near a whole factor they do not tell whether the writer averaged whole blocks, and dropped or
+    padded the last, or squeezed all of the slide into the level. The mean of both factors puts no pixel of the level
+    further than half of its size from where it is, whichever was done.
+    """
+    ratio = full / side
+    whole = max(1, round(ratio))
+    return (ratio + whole) / 2 if abs(full / whole - side) < 1 else ratio
+
+
+def _parts(whole: tuple[slice, slice], side: int) -> Iterator[tuple[slice, slice]]:
+    """Squares of at most `side` (rows, columns) that make up `whole`, row-major."""
+    rows, columns = whole
+    for top in range(rows.start, rows.stop, side):
+        for left in range(columns.start, columns.stop, side):
+            yield slice(top, min(top + side, rows.stop)), slice(left, min(left + side, columns.stop))
 
 
 def _snapped(origin: float, step: float, length: int) -> tuple[float, float]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import openslide
@@ -13,11 +14,14 @@ import tifffile
 import tiffslide
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.contracts.errors import SlideError
+from pipeline.contracts.errors import MachineError, SlideError
+from pipeline.remote_files import RemoteFile, remote_file
 from pipeline.resolution import positive
 
 BACKGROUND = (255, 255, 255)  #: put where the file holds no pixels (sparse or outside)
 FIELD_SUFFIXES = (".png", ".jpg", ".jpeg")
+_SHOWN = (1, 2, 6)  # photometric interpretations: grey, RGB, YCbCr
+_ATTEMPTS = 3  # at reading a part of a remote file
 _MAX_FIELD_PX = 400_000_000
 
 
@@ -67,6 +71,28 @@ def open_library(path: Path) -> Backend:
                 " Fix: copy the file again from its source, or convert it to a pyramidal TIFF."
             ) from second
     return _prefer_pyramid(path, backend)
+
+
+def open_remote(url: str) -> Backend:
+    """Open a remote file: a plain field is fetched whole, of a TIFF the parts that are asked for.
+
+    Raises SlideError for anything else, a file that is not there, or a protocol whose package is missing.
+    """
+    if url.partition("::")[0].lower().endswith(FIELD_SUFFIXES):
+        with remote_file(url) as file:
+            return FieldBackend(url, file.handle)
+    file = remote_file(url)
+    try:
+        if file.size == 0:
+            raise SlideError(f"{url}: the file is empty (0 bytes). Fix: copy it again from its source.")
+        return TiffSlideBackend(url, file)
+    except SlideError:
+        raise
+    except Exception as error:  # whatever a protocol or a damaged file raises
+        raise SlideError(
+            f"{url}: not readable as a remote slide (TiffSlide: {error}). Fix: copy it to this machine, where OpenSlide"
+            " reads more formats, or convert it to a pyramidal TIFF."
+        ) from error
 
 
 def _prefer_pyramid(path: Path, backend: Backend) -> Backend:
@@ -125,11 +151,16 @@ class OpenSlideBackend:
 class TiffSlideBackend:
     name = "tiffslide"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._slide = tiffslide.TiffSlide(path)
+    def __init__(self, path: str | Path, file: RemoteFile | None = None) -> None:
+        """`file` is the open one where `path` is remote."""
+        self._path, self._file = path, file
+        name = {"tifffile_options": {"name": str(path)}} if file else {}
+        self._slide = tiffslide.TiffSlide(file.handle if file else path, **name)
+        images = _images(self._slide.ts_tifffile)
+        for image in images:
+            image.nodata = BACKGROUND[0]  # tiles that the file does not hold come as black otherwise
         known = {key: str(value) for key, value in self._slide.properties.items() if value is not None}
-        self.properties = {**known, **_tiff_properties(path)}
+        self.properties = {**known, **_tiff_properties(self._slide.ts_tifffile)}
         self.vendor = known.get("tiffslide.vendor", "generic-tiff")
         self.sizes = tuple((int(w), int(h)) for w, h in self._slide.level_dimensions)
         self._downsamples = tuple(self._slide.level_downsamples)
@@ -137,21 +168,45 @@ class TiffSlideBackend:
         self.mpp = (mpp[0], mpp[1]) if mpp[0] and mpp[1] and self.vendor != "generic-tiff" else None
         self.objective = positive(known.get("tiffslide.objective-power"))
         self.bounds = _bounds(known, "tiffslide")
+        for image in images:
+            if (image.imagewidth, image.imagelength) in self.sizes and image.photometric not in _SHOWN:
+                name = getattr(image.photometric, "name", image.photometric)  # shown as stored, which is not RGB
+                raise SlideError(f"{path}: its colours are {name}. Fix: convert it to 8-bit RGB.")
         if self.read(len(self.sizes) - 1, 0, 0, 1, 1).dtype != np.uint8:
             raise SlideError(f"{path}: not an 8-bit image. Fix: convert it to 8-bit RGB.")
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         corner = _before_truncation(x, self._downsamples[level]), _before_truncation(y, self._downsamples[level])
         try:
-            pixels = self._slide.read_region(corner, level, (width, height), as_array=True)
+            pixels = self._region(corner, level, (width, height))
+        except MachineError:
+            raise
         except Exception as error:  # whatever a codec raises
             raise unreadable(self._path, level, x, y, width, height, error) from error
         if pixels.ndim == 2 or pixels.shape[2] == 1:
             pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
         return pixels
 
+    def _region(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
+        """As the library reads it. A connection that fails is tried again, and then stops the job: no tile's fault."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._slide.read_region(corner, level, size, as_array=True)
+            except OSError as error:
+                if self._file is None:
+                    raise
+                fault = error
+                time.sleep(attempt)
+        raise MachineError(f"{self._path}: the connection failed ({fault}). Fix: rerun when it is back.") from fault
+
     def close(self) -> None:
         self._slide.close()
+        if self._file is not None:
+            self._file.handle.close()
+
+
+def _images(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    return [image for page in tiff.pages for image in (page, *(page.pages or ()))]
 
 
 def _before_truncation(position: int, downsample: float) -> int:
@@ -172,10 +227,11 @@ class FieldBackend:
     bounds = None
     properties: Mapping[str, str]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path, handle: BinaryIO | None = None) -> None:
+        """`handle` is the open file where `path` is remote."""
         self.properties = {}
         try:
-            with Image.open(path) as image:
+            with Image.open(handle or path) as image:
                 if image.width * image.height > _MAX_FIELD_PX:
                     raise SlideError(f"{path}: too large for a plain image. Fix: convert it to a pyramidal TIFF.")
                 if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
@@ -193,16 +249,15 @@ class FieldBackend:
         pass
 
 
-def _tiff_properties(path: Path) -> dict[str, str]:
+def _tiff_properties(tiff: tifffile.TiffFile) -> dict[str, str]:
     """Resolution tags and description of the first page, under OpenSlide's names."""
-    with tifffile.TiffFile(path) as tiff:
-        tags = tiff.pages.first.tags
-        found = {"tiff.ImageDescription": str(tags["ImageDescription"].value)} if "ImageDescription" in tags else {}
-        if "ResolutionUnit" in tags:
-            found["tiff.ResolutionUnit"] = str(int(tags["ResolutionUnit"].value))
-        for name in ("XResolution", "YResolution"):
-            if name in tags and tags[name].value[1]:
-                found[f"tiff.{name}"] = repr(tags[name].value[0] / tags[name].value[1])
+    tags = tiff.pages.first.tags
+    found = {"tiff.ImageDescription": str(tags["ImageDescription"].value)} if "ImageDescription" in tags else {}
+    # TIFF 6.0: without the tag the unit is the inch, of which the code is 2.
+    found["tiff.ResolutionUnit"] = str(int(tags["ResolutionUnit"].value)) if "ResolutionUnit" in tags else "2"
+    for name in ("XResolution", "YResolution"):
+        if name in tags and tags[name].value[1]:
+            found[f"tiff.{name}"] = repr(tags[name].value[0] / tags[name].value[1])
     return found
 
 
@@ -226,7 +281,7 @@ def over_background(pixels: np.ndarray, background: tuple[int, int, int] = BACKG
     return np.rint(blended).astype(np.uint8)
 
 
-def unreadable(path: Path, level: int, x: int, y: int, width: int, height: int, error: Exception) -> SlideError:
+def unreadable(path: str | Path, level: int, x: int, y: int, width: int, height: int, error: Exception) -> SlideError:
     return SlideError(
         f"{path}: level {level} cannot be decoded at x {x}, y {y} ({width} x {height} px): {error}."
         " Fix: copy the file again from its source."

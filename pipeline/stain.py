@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError, InputError, SlideError
-from pipeline.contracts.files import bytes_digest, digest_of
+from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.settings import require_choice
 from pipeline.contracts.slides import read_slide_facts
-from pipeline.contracts.stains import METHODS, StainColours, StainFit, colours_from, read_stain, write_stain
+from pipeline.contracts.stains import BACKENDS, METHODS, StainFit, colours_from, read_stain, write_stain
 from pipeline.contracts.tiles import TileSet, read_tiles
 from pipeline.slide import SlideReader, open_checked
-from pipeline.stain_fit import estimate_white, fit_pixels, pool_pixels
-from pipeline.stain_transfer import BUILTIN_TARGET
+from pipeline.stain_fit import backend_versions, estimate_white, fit_pixels, pool_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +31,13 @@ FIELD_PX = 256
 class StainParams:
     """Section ``stain`` of the configuration.
 
-    `um_per_px` is where pixels are read (or the slide's own, where coarser); `pixels` are pooled over up to
-    `fields` tiles drawn with `seed`. `target` is ``builtin``, another slide's ``stain/*.json`` or an H&E
-    image (PNG, JPEG).
+    `backend` is whose Vahadane or Macenko fits: native, or staintools. `um_per_px` is where pixels are read (or the
+    slide's own, where coarser); `pixels` are pooled over up to `fields` tiles drawn with `seed`. `target`,
+    which fits do not depend on, is explained in `pipeline.stain_references`.
     """
 
     method: str = "vahadane"
+    backend: str = "native"
     target: str = "builtin"
     um_per_px: float = 0.5
     pixels: int = 50_000
@@ -46,6 +46,7 @@ class StainParams:
 
     def __post_init__(self) -> None:
         require_choice("stain.method", self.method, METHODS)
+        require_choice("stain.backend", self.backend, BACKENDS)
         for key, low, high in (("um_per_px", 0.1, 4), ("pixels", 2000, 2_000_000), ("fields", 1, 2000)):
             if not low <= getattr(self, key) <= high:
                 raise InputError(f"config.yaml stain.{key}", f"{getattr(self, key)} is not from {low} to {high}.")
@@ -66,8 +67,16 @@ class StainStage:
     params: StainParams
     name: str = "stain"
 
+    def __post_init__(self) -> None:
+        """A backend that is not there must stop the job and not fail each slide."""
+        self._versions  # noqa: B018
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return {} if self.params.method == "none" else backend_versions(self.params.backend)
+
     def digest(self, upstream: BatchRow) -> str:
-        return digest_of(self.name, REVISIONS[self.name], self.params.fitted, upstream.digest)
+        return digest_of(self.name, REVISIONS[self.name], self.params.fitted, self._versions, upstream.digest)
 
     def find(self, slide_id: str, digest: str) -> str | None:
         try:
@@ -108,7 +117,7 @@ def fit_slide(slide: SlideReader, tiles: TileSet, params: StainParams, digest: s
     if not fields:
         raise SlideError(f"none of {unreadable} tissue fields could be read for the stain fit.")
     rgb, counts = pool_pixels(fields, white, params.pixels, params.seed)
-    method, fallback, separation = fit_pixels(rgb, white, params.method, _left_out(counts, len(fields)))
+    method, fallback, separation = fit_pixels(rgb, white, params.method, _left_out(counts, len(fields)), params.backend)
     return StainFit(
         slide_id=tiles.slide_id,
         requested=params.method,
@@ -121,12 +130,15 @@ def fit_slide(slide: SlideReader, tiles: TileSet, params: StainParams, digest: s
             "angle_degrees": separation.angle_degrees,
             "residual": separation.residual,
             "iterations": separation.iterations,
+            "negative": separation.negative,
             "pixels": len(rgb),
             "fields": len(fields),
             "fields_unreadable": unreadable,
             **counts,
         },
         digest=digest,
+        backend=params.backend,
+        versions=backend_versions(params.backend),
     )
 
 
@@ -156,32 +168,3 @@ def _read_fields(
             logger.warning("stain: %s: %s", tiles.slide_id, error)
             unreadable += 1
     return fields, unreadable
-
-
-def read_target(params: StainParams) -> tuple[StainColours, str]:
-    """The target of ``stain.target`` and the digest of what it came from.
-
-    Raises InputError for a target that is missing, unreadable, or has no plausible stains.
-    """
-    where = "config.yaml stain.target"
-    if params.target == "builtin":
-        return BUILTIN_TARGET, digest_of("builtin", asdict(BUILTIN_TARGET))
-    path = Path(params.target)
-    if not path.is_file():
-        raise InputError(where, f"'{params.target}' is neither builtin nor a file.", "correct the path.")
-    try:
-        colours = read_stain(path).colours if path.suffix == ".json" else _fit_image(path, params)
-    except (OSError, FormatError, SlideError) as error:
-        raise InputError(where, f"{path} cannot be a target: {error}", "name another file, or builtin.") from error
-    if colours is None:
-        raise InputError(where, f"{path} holds no stains (method none).", "name another file, or builtin.")
-    return colours, digest_of(bytes_digest(path), params.fitted)
-
-
-def _fit_image(path: Path, params: StainParams) -> StainColours:
-    with Image.open(path) as image:
-        rgb = np.asarray(image.convert("RGB"))
-    white, _ = estimate_white(rgb)
-    pixels, _ = pool_pixels([rgb], white, params.pixels, params.seed)
-    _, _, fit = fit_pixels(pixels, white, "macenko" if params.method == "macenko" else "vahadane")
-    return colours_from(fit.matrix, fit.concentrations, white)

@@ -13,12 +13,15 @@ from pipeline.stain_separation import (
     fit_vahadane,
     optical_density,
 )
+from pipeline.stain_staintools import fit_staintools, require_staintools
 from pipeline.stain_transfer import BUILTIN_TARGET
 
 MAX_INK = 0.05  #: a field with a larger share of ink is left out whole: stain and ink mix at its edges
 MIN_ANGLE, MAX_ANGLE = 4.0, 60.0  #: degrees between the two stains of a plausible fit
 MAX_FROM_REFERENCE = 45.0  #: degrees from each stain of the built-in reference
 MAX_RESIDUAL = 0.3  #: relative; more means that two stains do not describe the pixels
+MAX_NEGATIVE = 0.1  #: no stain makes a channel brighter; a little is noise of the extremes and set to 0
+MIN_CONCENTRATION = 0.05  #: optical density of the 99th percentile; with less, a stain is absent
 
 
 def estimate_white(rgb: np.ndarray) -> tuple[np.ndarray, str]:
@@ -66,8 +69,10 @@ def pool_pixels(
     return rgb, counts
 
 
-def fit_pixels(rgb: np.ndarray, white: np.ndarray, method: str, left_out: str = "") -> tuple[str, str, Separation]:
-    """Fit stained pixels uint8 [pixels, 3].
+def fit_pixels(
+    rgb: np.ndarray, white: np.ndarray, method: str, left_out: str = "", backend: str = "native"
+) -> tuple[str, str, Separation]:
+    """Fit stained pixels uint8 [pixels, 3] by `method` of `backend`, or by its Macenko where that is implausible.
 
     `left_out` is said of missing pixels. Returns the method that was used, why it is not `method` (else
     empty), and the fit. Raises SlideError for fewer than `MIN_PIXELS` pixels and when Macenko's method, the
@@ -78,10 +83,10 @@ def fit_pixels(rgb: np.ndarray, white: np.ndarray, method: str, left_out: str = 
             f"{len(rgb)} stained pixels{left_out}, expected at least {MIN_PIXELS}: no stain can be fitted. Fix: look at"
             " the tissue overlay (pale, inked or not H&E?) and exclude the slide, or set stain.method: none."
         )
-    od = optical_density(rgb, white)
+    fit_by = fit_staintools if backend == "staintools" else fit_native
     problems: list[str] = []
     for name in ("vahadane", "macenko") if method == "vahadane" else (method,):
-        fit = fit_vahadane(od, np.array(BUILTIN_TARGET.matrix)) if name == "vahadane" else fit_macenko(od)
+        fit = fit_by(rgb, white, name)
         problem = implausible(fit)
         if not problem:
             return name, "; ".join(f"{p}, {name} used instead" for p in problems), fit
@@ -90,6 +95,17 @@ def fit_pixels(rgb: np.ndarray, white: np.ndarray, method: str, left_out: str = 
         f"{'; '.join(problems)}. Fix: look at the slide (H&E? ink? one stain only?) and exclude it,"
         " or set stain.method: none."
     )
+
+
+def backend_versions(backend: str) -> dict[str, str]:
+    """Versions of the packages that a backend is made of. Raises InputError where they cannot be used."""
+    return require_staintools() if backend == "staintools" else {}
+
+
+def fit_native(rgb: np.ndarray, white: np.ndarray, method: str) -> Separation:
+    """Fit stained pixels uint8 [pixels, 3] by this package's own Vahadane or Macenko."""
+    od = optical_density(rgb, white)
+    return fit_macenko(od) if method == "macenko" else fit_vahadane(od, np.array(BUILTIN_TARGET.matrix))
 
 
 def implausible(fit: Separation) -> str:
@@ -102,7 +118,9 @@ def implausible(fit: Separation) -> str:
     for stain, angle in zip(("haematoxylin", "eosin"), np.degrees(np.arccos(cosines)), strict=True):
         if angle > MAX_FROM_REFERENCE:
             return f"{stain} {angle:.0f} degrees from the reference, expected at most {MAX_FROM_REFERENCE:g}"
-    if fit.concentrations.min() < 0.05:
+    if fit.negative > MAX_NEGATIVE:
+        return f"a stain that makes a channel brighter ({-fit.negative:.2f}, expected at least {-MAX_NEGATIVE:g})"
+    if fit.concentrations.min() < MIN_CONCENTRATION:
         return f"one stain is all but absent (99th percentile {fit.concentrations.min():.3f})"
     if fit.residual > MAX_RESIDUAL:
         return f"{fit.residual:.0%} of the optical density unexplained, expected at most {MAX_RESIDUAL:.0%}"

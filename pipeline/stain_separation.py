@@ -29,6 +29,7 @@ class Separation:
     angle_degrees : between the two stains
     residual : root mean square of the optical density that the two stains leave over, relative to the whole
     iterations : alternations until the matrix stood still (0 for Macenko)
+    negative : the largest negative entry that a unit row had before it was set to 0, as a positive number
     """
 
     matrix: np.ndarray
@@ -36,6 +37,7 @@ class Separation:
     angle_degrees: float
     residual: float
     iterations: int
+    negative: float = 0.0
 
 
 def optical_density(rgb: np.ndarray, white: np.ndarray) -> np.ndarray:
@@ -150,24 +152,30 @@ def fit_macenko(od: np.ndarray, percentile: float = 1.0) -> Separation:
     along, across = od @ plane[0], od @ plane[1]
     low, high = np.percentile(np.arctan2(across, along), [percentile, 100 - percentile])
     rows = np.array([[np.cos(angle), np.sin(angle)] for angle in (low, high)]) @ plane
-    rows = rows * np.where(rows.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
-    return describe(od, np.maximum(rows, 0), 0)
+    return describe(od, rows, 0)
 
 
 def describe(od: np.ndarray, matrix: np.ndarray, iterations: int) -> Separation:
     """Normalise and order `matrix`, and measure it on `od`.
 
-    Haematoxylin is the stain that absorbs more of the red: it is blue, eosin is pink.
+    Rows point to where light is absorbed, have unit length and no negative entry. Haematoxylin is the stain that
+    absorbs more of the red: it is blue, eosin is pink.
     """
-    lengths = np.sqrt((matrix**2).sum(axis=1, keepdims=True))
-    matrix = matrix / np.where(lengths > 0, lengths, 1)
+    matrix = _unit_rows(np.where(matrix.sum(axis=1, keepdims=True) < 0, -matrix, matrix))
+    negative = float(max(0.0, -matrix.min()))
+    matrix = _unit_rows(np.maximum(matrix, 0))
     if matrix[0, 0] < matrix[1, 0]:
         matrix = matrix[::-1].copy()
     cosine = float(np.clip((matrix[0] * matrix[1]).sum(), -1, 1))
     if cosine > 1 - 1e-9:
-        return Separation(matrix, np.zeros(2), 0.0, 1.0, iterations)
+        return Separation(matrix, np.zeros(2), 0.0, 1.0, iterations, negative)
     coded = concentrations(od, matrix)
     left = od - (coded[:, :1] * matrix[0] + coded[:, 1:] * matrix[1])
     residual = float(np.sqrt((left**2).sum() / max((od**2).sum(), 1e-12)))
     top = np.percentile(coded, CONCENTRATION_PERCENTILE, axis=0)
-    return Separation(matrix, top, float(np.degrees(np.arccos(cosine))), residual, iterations)
+    return Separation(matrix, top, float(np.degrees(np.arccos(cosine))), residual, iterations, negative)
+
+
+def _unit_rows(matrix: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt((matrix**2).sum(axis=1, keepdims=True))
+    return matrix / np.where(lengths > 0, lengths, 1)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from pipeline.batches import Void
@@ -20,9 +19,12 @@ from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.settings import require
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles, write_tiles
-from pipeline.contracts.tissue import read_tissue
+from pipeline.contracts.tissue import Tissue, read_tissue
 from pipeline.outlines import fill
+from pipeline.overlays import draw_tiles, write_picture
+from pipeline.rasters import Raster
 from pipeline.slide import SlideReader, open_checked
+from pipeline.tile_quality import QualityMaps, measure_quality
 
 UM_PER_PX_AT_1X = 10.0  #: a magnification m means 10 / m um per pixel
 _ROUNDING = 1e-9  # relative slack of comparisons between computed floats
@@ -38,6 +40,9 @@ class TilingParams:
         tile)
     min_inside : and at least this share of its cell lies in the scanned area
     max_upsampling : a magnification may ask for pixels this many times finer than the slide's
+    max_pen, max_dark, max_fold : a tile is left out if more than this share of its cell is under ink, is dark without
+        hue (borders, coverslip edges, bubbles), is folded; None switches it off
+    min_focus : and if its sharpness is below this; None switches it off
     """
 
     size_px: int = 224
@@ -45,6 +50,10 @@ class TilingParams:
     min_tissue: float = 0.5
     min_inside: float = 0.5
     max_upsampling: float = 1.1
+    max_pen: float | None = 0.2
+    max_dark: float | None = 0.3
+    max_fold: float | None = 0.4
+    min_focus: float | None = 0.12
 
     def __post_init__(self) -> None:
         require(
@@ -56,6 +65,9 @@ class TilingParams:
         for name in ("min_tissue", "min_inside"):
             require(0 < getattr(self, name) <= 1, f"tiles.{name}", getattr(self, name), "a number above 0, up to 1")
         require(1 <= self.max_upsampling <= 4, "tiles.max_upsampling", self.max_upsampling, "1 to 4")
+        for name in ("max_pen", "max_dark", "max_fold", "min_focus"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, f"tiles.{name}", value, "null, or 0 to 1")
         object.__setattr__(self, "magnifications", ordered(self.magnifications))
 
 
@@ -93,34 +105,6 @@ def lattice(
         max(1, int(np.ceil(side / step * (1 - _ROUNDING)))) for side, step in zip((width, height), pitch, strict=True)
     )
     return Lattice((float(x), float(y)), pitch, columns, rows)
-
-
-def cell_means(values: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
-    """Exact means of a raster over rectangular cells; what lies outside the raster counts as 0.
-
-    Parameters
-    ----------
-    values : float or bool [raster rows, raster columns]
-    x_edges, y_edges : ascending cell edges in raster pixels, fractions allowed; pixel i spans i..i + 1
-
-    Returns
-    -------
-    float64 [cell rows, cell columns]
-    """
-    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
-    np.cumsum(values, axis=0, out=sums[1:, 1:], dtype=np.float64)
-    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-    at = _interpolated(_interpolated(sums, y_edges).T, x_edges).T
-    area = np.diff(y_edges)[:, None] * np.diff(x_edges)[None, :]
-    return np.diff(np.diff(at, axis=0), axis=1) / area
-
-
-def _interpolated(sums: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Rows of `sums` at fractional positions: the running sum of a raster is linear within each pixel."""
-    position = np.clip(edges, 0, len(sums) - 1)
-    low = np.minimum(position.astype(np.int64), len(sums) - 2)
-    share = (position - low)[:, None]
-    return sums[low] * (1 - share) + sums[low + 1] * share
 
 
 def allowed_magnifications(
@@ -172,48 +156,34 @@ def parent_rows(cells: np.ndarray, coarser: np.ndarray, ratio: int) -> np.ndarra
     return np.searchsorted(keys, wanted).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Rasters:
-    """What tiles are judged by, all [rows, columns] over the whole slide at `px_per_raster_px` (x, y) level-0
-    pixels.
-
-    `tissue` and `ink` are bool; `edges` float32 is the Laplacian of brightness in grey levels.
-    """
-
-    tissue: np.ndarray
-    ink: np.ndarray
-    edges: np.ndarray
-    px_per_raster_px: tuple[float, float]
-
-
 def make_grids(
     um_per_px: tuple[float, float],
     bounds: tuple[int, int, int, int],
-    rasters: Rasters,
+    tissue: Raster,
     sources: Mapping[float, tuple[int, tuple[float, float]]],
     params: TilingParams,
+    quality: QualityMaps | None = None,
 ) -> dict[float, TileGrid]:
     """Aligned grids of the magnifications in `sources`, finest first.
+
+    A cell passes by its own tissue and quality. A coarser cell that holds a kept finer one is kept whatever its own, so
+    that every kept tile has its parent.
 
     Parameters
     ----------
     um_per_px : (x, y) of the slide at level 0
     bounds : scanned area (x, y, width, height) in level-0 pixels
     sources : magnification -> stored level that its pixels come from and that level's um/px (x, y)
+    quality : None judges by tissue alone
     """
     magnifications = sorted(sources, reverse=True)
     lattices = [lattice(m, params.size_px, um_per_px, bounds) for m in magnifications]
     ratios = [round(a / b) for a, b in pairwise(magnifications)]
-    tissue = [_fractions(rasters.tissue, rasters, cells) for cells in lattices]
-    inside = [_inside(cells, bounds) for cells in lattices]
-    passing = [
-        (t >= params.min_tissue - _ROUNDING) & (i >= params.min_inside - _ROUNDING)
-        for t, i in zip(tissue, inside, strict=True)
-    ]
-    kept = select_cells(passing, ratios)
+    judged = [_judged(cells, bounds, tissue, quality, params) for cells in lattices]
+    kept = select_cells([cells.passing for cells in judged], ratios)
     grids = {}
     for index, magnification in enumerate(magnifications):
-        cell, cells = kept[index], lattices[index]
+        cell, cells, own = kept[index], lattices[index], judged[index]
         column, row = cell.T
         level, source_um = sources[magnification]
         last = index + 1 == len(magnifications)
@@ -231,17 +201,68 @@ def make_grids(
             ),
             source_level=level,
             source_um_per_px=source_um,
-            tissue_fraction=tissue[index][row, column].astype(np.float32),
-            inside_fraction=inside[index][row, column].astype(np.float32),
+            tissue_fraction=own.tissue[row, column].astype(np.float32),
+            inside_fraction=own.inside[row, column].astype(np.float32),
             parent=np.full(len(cell), -1, np.int64) if last else parent_rows(cell, kept[index + 1], ratios[index]),
-            qc={name: values[row, column].astype(np.float32) for name, values in _quality(rasters, cells).items()},
+            qc={name: values[row, column].astype(np.float32) for name, values in own.qc.items()},
+            excluded=_left_out(own.failed, cell),
         )
     return grids
 
 
-def _fractions(values: np.ndarray, rasters: Rasters, cells: Lattice) -> np.ndarray:
-    x, y = cells.edges()
-    return np.clip(cell_means(values, x / rasters.px_per_raster_px[0], y / rasters.px_per_raster_px[1]), 0, 1)
+@dataclass(frozen=True)
+class JudgedCells:
+    """All cells of a lattice, arrays [rows, columns]: what was measured, which pass, which fail and by what.
+
+    `failed` maps a reason to the cells (bool) whose tissue would do and whose first exceeded threshold it is.
+    """
+
+    tissue: np.ndarray
+    inside: np.ndarray
+    qc: dict[str, np.ndarray]
+    passing: np.ndarray
+    failed: dict[str, np.ndarray]
+
+
+def _judged(
+    cells: Lattice,
+    bounds: tuple[int, int, int, int],
+    tissue: Raster,
+    quality: QualityMaps | None,
+    params: TilingParams,
+) -> JudgedCells:
+    edges = cells.edges()
+    fraction, inside = tissue.shares(*edges), _inside(cells, bounds)
+    enough_inside = inside >= params.min_inside - _ROUNDING
+    qc = quality.columns(*edges) if quality else {}
+    passing = enough_inside & (fraction >= params.min_tissue - _ROUNDING)
+    # Ink and dark things hide the tissue below them: what they leave visible decides whether there is tissue at all.
+    covered = qc["pen"] + qc["dark"] if qc else np.zeros(fraction.shape)
+    candidate = enough_inside & (fraction > _ROUNDING) & (fraction >= params.min_tissue * (1 - covered) - _ROUNDING)
+    failed = {}
+    for reason, exceeded in _exceeded(qc, params).items():
+        failed[reason] = candidate & exceeded
+        candidate, passing = candidate & ~exceeded, passing & ~exceeded
+    return JudgedCells(fraction, inside, qc, passing, failed)
+
+
+def _exceeded(qc: Mapping[str, np.ndarray], params: TilingParams) -> dict[str, np.ndarray]:
+    """Reason -> cells beyond its threshold, in the order in which they count; what is switched off is not there."""
+    limits = {"pen": params.max_pen, "dark": params.max_dark, "fold": params.max_fold}
+    exceeded = {name: qc[name] > limit + _ROUNDING for name, limit in limits.items() if qc and limit is not None}
+    if qc and params.min_focus is not None:
+        exceeded["focus"] = qc["focus"] < params.min_focus
+    return exceeded
+
+
+def _left_out(failed: Mapping[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Reason -> int32 [cells, 2] (column, row), row-major, without the cells that are kept as parents."""
+    excluded = {}
+    for reason, mask in failed.items():
+        mask = mask.copy()
+        mask[kept[:, 1], kept[:, 0]] = False
+        excluded[reason] = np.argwhere(mask)[:, ::-1].astype(np.int32)
+    return excluded
 
 
 def _inside(cells: Lattice, bounds: tuple[int, int, int, int]) -> np.ndarray:
@@ -253,21 +274,8 @@ def _inside(cells: Lattice, bounds: tuple[int, int, int, int]) -> np.ndarray:
     return shares[1][:, None] * shares[0][None, :]
 
 
-def _quality(rasters: Rasters, cells: Lattice) -> dict[str, np.ndarray]:
-    x, y = cells.edges()
-    x, y = x / rasters.px_per_raster_px[0], y / rasters.px_per_raster_px[1]
-    mean = cell_means(rasters.edges, x, y)
-    variance = cell_means(rasters.edges.astype(np.float64) ** 2, x, y) - mean**2
-    return {"pen": _fractions(rasters.ink, rasters, cells), "focus": np.maximum(variance, 0)}
-
-
-def brightness_edges(rgb: np.ndarray) -> np.ndarray:
-    """Laplacian of brightness, float32 [rows, columns], grey levels; flat or blurred areas give values near 0."""
-    return cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32), cv2.CV_32F)
-
-
 class TilingStage:
-    """Stage `tiles`: results/slides/{id}.json and tissue/{id}.geojson -> results/tiles/{id}.h5."""
+    """Stage `tiles`: results/slides/{id}.json and tissue/{id}.geojson -> results/tiles/{id}.h5 and .png."""
 
     name = "tiles"
 
@@ -283,45 +291,49 @@ class TilingStage:
             tiles = read_tiles(self._path(slide_id))
         except (FileNotFoundError, FormatError):
             return None
-        return _verdict(tiles) if tiles.digest == digest else None
+        return _verdict(tiles) if tiles.digest == digest and self._overlay(slide_id).exists() else None
 
     def make(self, slide_id: str, digest: str) -> str:
         facts = read_slide_facts(layout.slide_facts(self._results, slide_id))
         allowed, refused = allowed_magnifications(facts.um_per_px, self._params)
-        grids: dict[float, TileGrid] = {}
-        if allowed:
-            with open_checked(facts) as reader:
+        with open_checked(facts) as reader:
+            tissue, rgb = self._tissue(reader, slide_id)
+            grids: dict[float, TileGrid] = {}
+            if allowed:
                 sources = {m: _source(reader, m) for m in allowed}
-                rasters = self._rasters(reader, slide_id)
-            grids = make_grids(facts.um_per_px, facts.bounds, rasters, sources, self._params)
-        void = "" if any(len(grid) for grid in grids.values()) else self._nothing(allowed, refused)
+                raster = Raster(fill(tissue.in_mask_px(tissue.tissue), *tissue.mask_size), tissue.px_per_mask_px)
+                quality = measure_quality(reader, tissue, rgb)
+                grids = make_grids(facts.um_per_px, facts.bounds, raster, sources, self._params, quality)
+        void = "" if any(len(grid) for grid in grids.values()) else self._nothing(allowed, refused, grids)
+        self._path(slide_id).unlink(missing_ok=True)  # never beside a newer picture
+        write_picture(self._overlay(slide_id), draw_tiles(rgb, tissue.px_per_mask_px, grids))
         if void:
             grids = {}
         tiles = TileSet(slide_id, grids, refused, facts.dimensions, facts.um_per_px, digest, void)
         write_tiles(self._path(slide_id), tiles)
         return _verdict(tiles)
 
-    def _rasters(self, reader: SlideReader, slide_id: str) -> Rasters:
+    def _tissue(self, reader: SlideReader, slide_id: str) -> tuple[Tissue, np.ndarray]:
+        """The slide's tissue and the thumbnail that it was found on."""
         tissue = read_tissue(layout.tissue_shape(self._results, slide_id))
         width, height = tissue.mask_size
-        rgb, scale = reader.thumbnail((tissue.um_per_px[0] * tissue.um_per_px[1]) ** 0.5)
+        rgb, _ = reader.thumbnail((tissue.um_per_px[0] * tissue.um_per_px[1]) ** 0.5)
         if rgb.shape[:2] != (height, width):
             raise FormatError(f"{reader.path}: changed since its tissue was found. Fix: rerun the tissue stage.")
-        return Rasters(
-            fill(tissue.in_mask_px(tissue.tissue), width, height),
-            fill(tissue.in_mask_px(tissue.ink), width, height),
-            brightness_edges(rgb),
-            scale,
-        )
+        return tissue, rgb
 
-    def _nothing(self, allowed: list[float], refused: Mapping[float, str]) -> str:
+    def _nothing(self, allowed: list[float], refused: Mapping[float, str], grids: Mapping[float, TileGrid]) -> str:
         if not allowed:
             return "no magnification that the slide allows: " + "; ".join(refused.values())
-        share = f"{self._params.min_tissue:.0%}"
-        return f"no tile with at least {share} tissue" + "".join(f"; {reason}" for reason in refused.values())
+        left_out = [_exclusions(m, grid) for m, grid in grids.items()]
+        share = f"no tile with at least {self._params.min_tissue:.0%} tissue"
+        return "; ".join([share, *filter(None, left_out), *refused.values()])
 
     def _path(self, slide_id: str) -> Path:
         return Path(layout.tiles(self._results, slide_id))
+
+    def _overlay(self, slide_id: str) -> Path:
+        return Path(layout.tiles_overlay(self._results, slide_id))
 
 
 def _source(reader: SlideReader, magnification: float) -> tuple[int, tuple[float, float]]:
@@ -333,4 +345,15 @@ def _verdict(tiles: TileSet) -> str:
     """The remark of a finished slide. Raises Void when nothing can be done with it."""
     if tiles.void:
         raise Void(tiles.void)
-    return "; ".join(tiles.refused.values())
+    finest = next(iter(tiles.magnifications))
+    return "; ".join(filter(None, [_exclusions(finest, tiles.magnifications[finest]), *tiles.refused.values()]))
+
+
+def _exclusions(magnification: float, grid: TileGrid) -> str:
+    """How many tiles of one magnification were left out by which threshold, or an empty string."""
+    counts = {reason: len(cells) for reason, cells in grid.excluded.items() if len(cells)}
+    if not counts:
+        return ""
+    total = len(grid) + sum(counts.values())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    return f"{sum(counts.values())} of {total} tiles at {plain(magnification)}x left out ({reasons})"

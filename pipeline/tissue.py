@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from pipeline.annotations import annotated
+from pipeline.artefacts import find_ink
 from pipeline.batches import Void
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
-from pipeline.contracts.errors import FormatError
-from pipeline.contracts.files import digest_of, whole_file
+from pipeline.contracts.errors import FormatError, SlideError
+from pipeline.contracts.files import bytes_digest, digest_of
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.settings import require
+from pipeline.contracts.settings import require, require_choice
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.tissue import Tissue, read_tissue, write_tissue
 from pipeline.outlines import Polygon, trace, without_diagonals
+from pipeline.overlays import draw_tissue, write_picture
+from pipeline.pieces import centres_and_areas, disc, large_pieces, small_holes
 from pipeline.slide import SlideReader, open_checked
+from pipeline.staining import DARK_GREY, MIN_CHROMA, doubt, fluorescence, hues, immunohistochemistry
 
 MIN_SIDE_PX = 512  # of the thumbnail's longer side: small slides and fields are looked at more closely than asked
 SMOOTHING_UM = 8.0  # sigma; the same tissue is found whatever the thumbnail's resolution
 CLOSING_UM = 20.0  # radius; cracks and lumina narrower than twice this belong to the tissue
-MIN_CHROMA = 0.2  # (largest - smallest) / largest optical density of the channels; glass edges and dust have less
-INK_HALO_UM = 30.0
-MIN_INK_MM2 = 0.01
-MIN_INK_PX = 16
-MIN_RED_INK_MM2 = 0.05  # smaller red spots are vessels full of blood
 MIN_FIELD_SHARE = 0.05  # of a small field: a piece this large is kept whatever `min_area_mm2`
-DARK_GREY = 40  # brightest channel below this: black
-OVERLAY_PX = 1200
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,15 @@ class TissueParams:
     """Section `tissue` of the configuration.
 
     um_per_px : of the thumbnail that is searched; finer where the slide is small
-    min_area_mm2 : smaller pieces are dropped; 0.01 is less than one 224-px tile at 0.5 um/px
+    min_area_mm2 : smaller pieces are dropped and listed; 0.01 is less than one 224-px tile at 0.5 um/px
     min_hole_mm2 : smaller holes are filled
     min_density, max_density : limits of the automatic threshold on the optical density of green light
-    accept_not_he : go on with slides that do not look like H&E (dark background, as in fluorescence)
+    accept_not_he : go on with slides that do not look like H&E (fluorescence, brown immunohistochemistry)
+    annotations : GeoJSON files of the user's own outlines, ``{slide_id}`` standing for the slide; None for none
+    annotation_mode : ``restrict`` keeps the detected tissue inside the outlines, ``replace`` takes the outlines as
+        they are
+    annotation_classes : classes that count, None for all
+    annotation_missing : a slide without a file ``fail``s, or its tissue is ``detect``ed as if there were no outlines
     """
 
     um_per_px: float = 8.0
@@ -50,6 +54,10 @@ class TissueParams:
     min_density: float = 0.04
     max_density: float = 0.10
     accept_not_he: bool = False
+    annotations: str | None = None
+    annotation_mode: str = "restrict"
+    annotation_classes: Sequence[str] | None = None
+    annotation_missing: str = "fail"
 
     def __post_init__(self) -> None:
         require(0.25 <= self.um_per_px <= 40, "tissue.um_per_px", self.um_per_px, "0.25 to 40")
@@ -59,16 +67,42 @@ class TissueParams:
         bounds = f"min_density ({self.min_density}) to 1"
         require(self.min_density <= self.max_density <= 1, "tissue.max_density", self.max_density, bounds)
         require(isinstance(self.accept_not_he, bool), "tissue.accept_not_he", self.accept_not_he, "true or false")
+        named = self.annotations is None or "{slide_id}" in self.annotations
+        require(named, "tissue.annotations", self.annotations, "null, or a path with {slide_id} in it")
+        require_choice("tissue.annotation_mode", self.annotation_mode, ("restrict", "replace"))
+        require_choice("tissue.annotation_missing", self.annotation_missing, ("fail", "detect"))
+        require(
+            self.annotation_classes != [], "tissue.annotation_classes", "[]", "null for all classes, or their names"
+        )
+
+    def annotation(self, slide_id: str) -> Path | None:
+        """The slide's file of outlines; None where it may do without. Raises SlideError where it may not."""
+        if self.annotations is None:
+            return None
+        path = Path(self.annotations.replace("{slide_id}", slide_id))
+        if path.is_file():
+            return path
+        if self.annotation_missing == "detect":
+            return None
+        raise SlideError(
+            f"{path}: no annotations for this slide. Fix: draw them, exclude the slide in slides.tsv, or set"
+            " tissue.annotation_missing: detect."
+        )
 
 
 @dataclass(frozen=True)
 class Detection:
-    """Masks bool [rows, columns], the density threshold used, and a verdict when the image is not H&E."""
+    """Masks bool [rows, columns], the density threshold used, and a verdict when the image is not H&E.
+
+    `dropped` are pieces that are too small; `doubt` a remark on the stain.
+    """
 
     tissue: np.ndarray
     ink: np.ndarray
+    dropped: np.ndarray
     threshold: float
     not_he: str = ""
+    doubt: str = ""
 
 
 def detect(rgb: np.ndarray, um_per_px: float, params: TissueParams) -> Detection:
@@ -84,35 +118,30 @@ def detect(rgb: np.ndarray, um_per_px: float, params: TissueParams) -> Detection
     Optical density is ``-log10(value / white)`` (Beer-Lambert), with the white point taken from the glass
     where there is any. Both stains absorb green most, so tissue is where the density of green exceeds a
     threshold (Otsu 1979 within fixed limits, so that a field full of tissue, or of glass, is not cut in two)
-    and the pixel is coloured. Green and blue ink absorb red more than green, red ink takes blue along with
-    green and leaves red, black ink has no colour.
+    and the pixel is coloured. Ink is told by its hue, see `find_ink`; what is not H&E by its hues, see
+    `pipeline.staining`.
     """
-    not_he = _not_he(rgb)
-    if not_he and not params.accept_not_he:
-        nothing = np.zeros(rgb.shape[:2], bool)
-        return Detection(nothing, nothing.copy(), 0.0, not_he)
+    nothing = np.zeros(rgb.shape[:2], bool)
+    not_he = fluorescence(rgb)
     if not_he:
+        if not params.accept_not_he:
+            return Detection(nothing, nothing, nothing, 0.0, not_he)
         bright = rgb.max(axis=2)
         threshold = float(np.clip(cv2.threshold(bright, 0, 255, cv2.THRESH_OTSU)[0], 8, 60))
-        mask, ink = bright > threshold, np.zeros(rgb.shape[:2], bool)
-        return Detection(_tidy(mask, ink, um_per_px, params), ink, threshold, not_he)
-    density = _density(rgb, um_per_px)
+        return Detection(*_tidy(bright > threshold, nothing, um_per_px, params), threshold, not_he)
+    sharp = optical_density(rgb)
+    density = smoothed(sharp, um_per_px)
+    ink = find_ink(density, um_per_px)
+    shares = hues(sharp, ink, um_per_px)
+    not_he = immunohistochemistry(shares)
+    if not_he and not params.accept_not_he:
+        return Detection(nothing, ink, nothing, 0.0, not_he)
     green = density[..., 1]
     threshold = float(np.clip(_otsu(green), params.min_density, params.max_density))
     largest = density.max(axis=2)
     coloured = largest - density.min(axis=2) >= MIN_CHROMA * largest
-    ink = _ink(density, um_per_px)
     mask = (green >= threshold) & coloured & ~_dark(rgb)
-    return Detection(_tidy(mask, ink, um_per_px, params), ink, threshold)
-
-
-def _not_he(rgb: np.ndarray) -> str:
-    """Why an image cannot be a brightfield H&E slide, or an empty string."""
-    brightest = rgb.max(axis=2)
-    dark, bright = float((brightest < DARK_GREY).mean()), float((rgb.min(axis=2) > 150).mean())
-    if dark > 0.5 and bright < 0.01:
-        return f"not H&E: dark background ({dark:.0%} of the image is black), as in fluorescence"
-    return ""
+    return Detection(*_tidy(mask, ink, um_per_px, params), threshold, not_he, doubt(shares))
 
 
 def _dark(rgb: np.ndarray) -> np.ndarray:
@@ -121,11 +150,14 @@ def _dark(rgb: np.ndarray) -> np.ndarray:
     return (largest < DARK_GREY) & (largest - rgb.min(axis=2) < 12)
 
 
-def _density(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
-    """Optical density float32 [rows, columns, 3], smoothed, relative to the white point, at least 0."""
-    density = np.log10(white_point(rgb)) - np.log10(np.maximum(rgb, 1).astype(np.float32))
-    smooth = cv2.GaussianBlur(density.astype(np.float32), (0, 0), max(SMOOTHING_UM / um_per_px, 0.3))
-    return np.maximum(smooth, 0)
+def optical_density(rgb: np.ndarray) -> np.ndarray:
+    """``-log10(value / white)``, float32 [rows, columns, 3]; below 0 where brighter than the white point."""
+    return (np.log10(white_point(rgb)) - np.log10(np.maximum(rgb, 1).astype(np.float32))).astype(np.float32)
+
+
+def smoothed(density: np.ndarray, um_per_px: float) -> np.ndarray:
+    """Optical density as tissue and artefacts are searched in it: smoothed over `SMOOTHING_UM`, at least 0."""
+    return np.maximum(cv2.GaussianBlur(density, (0, 0), max(SMOOTHING_UM / um_per_px, 0.3)), 0)
 
 
 def white_point(rgb: np.ndarray) -> np.ndarray:
@@ -143,77 +175,20 @@ def _otsu(values: np.ndarray) -> float:
     return float(cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0]) / 255
 
 
-def _ink(density: np.ndarray, um_per_px: float) -> np.ndarray:
-    """Pen marks with the blurred rim around them, bool [rows, columns]."""
-    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
-    largest = density.max(axis=2)
-    cold = _grown((red > 1.25 * green) & (red > 0.15), (red > 1.05 * green) & (red > 0.08))
-    red_pen = (green > 0.45) & (blue > 0.72 * green) & (red < 0.32 * green)
-    black = (density.min(axis=2) > 0.75 * largest) & (largest > 0.5)
+def _tidy(
+    mask: np.ndarray, ink: np.ndarray, um_per_px: float, params: TissueParams
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tissue, ink and dropped pieces: cracks closed, ink taken out, small holes filled, no contacts at corners."""
+    closed = cv2.morphologyEx(
+        mask.astype(np.uint8), cv2.MORPH_CLOSE, disc(CLOSING_UM / um_per_px), borderType=cv2.BORDER_REPLICATE
+    ).astype(bool)
     pixel_mm2 = (um_per_px / 1000) ** 2
-    smallest = max(MIN_INK_MM2 / pixel_mm2, MIN_INK_PX)
-    smallest_red = max(MIN_RED_INK_MM2 / pixel_mm2, MIN_INK_PX)
-    ink = _pieces(cold, smallest) | _pieces(red_pen, smallest_red) | _without_border(_pieces(black, smallest))
-    return _dilated(ink, INK_HALO_UM / um_per_px) if ink.any() else ink
-
-
-def _grown(seeds: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Pieces of `region` that hold a seed."""
-    count, labels = cv2.connectedComponents((seeds | region).astype(np.uint8), connectivity=8)
-    keep = np.zeros(count, bool)
-    keep[np.unique(labels[seeds])] = True
-    keep[0] = False
-    return keep[labels]
-
-
-def _pieces(mask: np.ndarray, min_px: float, connectivity: int = 8) -> np.ndarray:
-    """`mask` without pieces smaller than `min_px`."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
-    keep = stats[:, cv2.CC_STAT_AREA] >= max(min_px, 1)
-    keep[0] = False
-    return keep[labels]
-
-
-def _without_border(mask: np.ndarray) -> np.ndarray:
-    """`mask` without pieces that cover half of a side of the image: frames, not pen."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    keep = np.ones(count, bool)
-    for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        keep &= np.bincount(side, minlength=count) < 0.5 * len(side)
-    keep[0] = False
-    return keep[labels]
-
-
-def _small_holes(background: np.ndarray, min_px: float) -> np.ndarray:
-    """Pieces of `background` below `min_px` that tissue surrounds; what reaches the image's edge is no hole."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(background.astype(np.uint8), connectivity=4)
-    small = stats[:, cv2.CC_STAT_AREA] < min_px
-    for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        small[side] = False
-    small[0] = False
-    return small[labels]
-
-
-def _dilated(mask: np.ndarray, radius_px: float) -> np.ndarray:
-    return cv2.dilate(mask.astype(np.uint8), _disc(radius_px)).astype(bool)
-
-
-def _disc(radius_px: float) -> np.ndarray:
-    radius = max(1, round(radius_px))
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-
-
-def _tidy(mask: np.ndarray, ink: np.ndarray, um_per_px: float, params: TissueParams) -> np.ndarray:
-    """Close cracks, take out ink, fill small holes, drop small pieces, leave no contacts at corners."""
-    disc = _disc(CLOSING_UM / um_per_px)
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, disc, borderType=cv2.BORDER_REPLICATE).astype(
-        bool
-    )
-    pixel_mm2 = (um_per_px / 1000) ** 2
-    filled = (closed | _small_holes(~closed, params.min_hole_mm2 / pixel_mm2)) & ~ink
+    filled = (closed | small_holes(~closed, params.min_hole_mm2 / pixel_mm2)) & ~ink
     # A field of view may be smaller than the smallest piece worth keeping on a whole slide.
     min_px = min(params.min_area_mm2 / pixel_mm2, MIN_FIELD_SHARE * mask.size)
-    return without_diagonals(_pieces(filled, min_px, connectivity=4))
+    large = large_pieces(filled, min_px, connectivity=4)
+    tissue = without_diagonals(large)
+    return tissue, ink, filled & ~large & ~tissue
 
 
 def detection_um_per_px(reader: SlideReader, params: TissueParams) -> float:
@@ -236,41 +211,69 @@ def find_tissue(
     rgb, scale = reader.thumbnail(detection_um_per_px(reader, params))
     um = (reader.um_per_px[0] * scale[0], reader.um_per_px[1] * scale[1])
     found = detect(rgb, (um[0] * um[1]) ** 0.5, params)
+    path = params.annotation(slide_id)
+    refused = bool(found.not_he) and not params.accept_not_he
+    source, remarks = "detected", []
+    if path is not None and not refused:
+        source = f"{path} ({params.annotation_mode})"
+        found, missing = _within_outlines(found, path, reader.dimensions, params)
+        remarks.append(missing)
+    elif path is None and params.annotations is not None:
+        remarks.append("no annotations for this slide: all detected tissue is used")
     ink = without_diagonals(found.ink)
     pixel_mm2 = um[0] * um[1] / 1e6
-    void = found.not_he if not params.accept_not_he else ""
-    if not void and not found.tissue.any():
-        void = f"no tissue: no H&E-coloured piece of at least {params.min_area_mm2:g} mm2"
+    dropped = _dropped(found.dropped, scale, pixel_mm2)
+    void = found.not_he if refused else "" if found.tissue.any() else _nothing(path, dropped, remarks, params)
+    if not refused:
+        ink_mm2 = float(ink.sum() * pixel_mm2)
+        forced = f"{found.not_he}; forced by tissue.accept_not_he" if found.not_he else ""
+        remarks = [forced, found.doubt, *remarks, f"{ink_mm2:.2g} mm2 of ink left out" if ink_mm2 else ""]
     tissue = Tissue(
         slide_id=slide_id,
         tissue=_in_level0(trace(found.tissue), scale),
         ink=_in_level0(trace(ink), scale),
+        dropped=dropped,
         mask_size=(rgb.shape[1], rgb.shape[0]),
         px_per_mask_px=scale,
         um_per_px=um,
         threshold=found.threshold,
         tissue_mm2=float(found.tissue.sum() * pixel_mm2),
         ink_mm2=float(ink.sum() * pixel_mm2),
+        source=source,
+        remark="; ".join(filter(None, remarks)),
         digest=digest,
         void=void,
     )
     return tissue, rgb, found
 
 
+def _within_outlines(
+    found: Detection, path: Path, dimensions: tuple[int, int], params: TissueParams
+) -> tuple[Detection, str]:
+    """The detection restricted to the user's outlines or replaced by them, and the classes that do not occur."""
+    height, width = found.tissue.shape
+    mask, remark = annotated(path, params.annotation_classes, dimensions, (width, height))
+    if params.annotation_mode == "replace":
+        return replace(found, tissue=without_diagonals(mask), dropped=np.zeros_like(mask)), remark
+    return replace(found, tissue=without_diagonals(found.tissue & mask), dropped=found.dropped & mask), remark
+
+
+def _dropped(mask: np.ndarray, scale: tuple[float, float], pixel_mm2: float) -> np.ndarray:
+    """Dropped pieces as `Tissue` lists them: centre (x, y) in level-0 pixels and area in mm2, largest first."""
+    centres, areas = centres_and_areas(mask)
+    return np.column_stack([centres * scale, areas * pixel_mm2])
+
+
+def _nothing(path: Path | None, dropped: np.ndarray, remarks: list[str], params: TissueParams) -> str:
+    if path is not None:
+        reason = "no tissue inside the outlines" if params.annotation_mode == "restrict" else "no outline to work in"
+        return f"{reason} of {path}" + "".join(f"; {remark}" for remark in remarks if remark)
+    small = f"; {len(dropped)} smaller ones, the largest of {dropped[0, 2]:.2g} mm2" if len(dropped) else ""
+    return f"no tissue: no H&E-coloured piece of at least {params.min_area_mm2:g} mm2{small}"
+
+
 def _in_level0(polygons: list[Polygon], scale: tuple[float, float]) -> list[Polygon]:
     return [[ring * np.asarray(scale) for ring in polygon] for polygon in polygons]
-
-
-def draw_overlay(rgb: np.ndarray, detection: Detection) -> np.ndarray:
-    """The thumbnail with tissue outlined in green and ink in red, uint8 [rows, columns, 3], at most 1200 px."""
-    factor = min(1.0, OVERLAY_PX / max(rgb.shape[:2]))
-    size = (max(1, round(rgb.shape[1] * factor)), max(1, round(rgb.shape[0] * factor)))
-    picture = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    for mask, colour in ((detection.tissue, (20, 150, 40)), (detection.ink, (220, 30, 30))):
-        small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        outlines, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, colour, 2)
-    return picture
 
 
 class TissueStage:
@@ -283,7 +286,9 @@ class TissueStage:
         self._params = params
 
     def digest(self, upstream: BatchRow) -> str:
-        return digest_of(self.name, REVISIONS[self.name], asdict(self._params), upstream.digest)
+        path = self._params.annotation(upstream.slide_id)
+        outlines = bytes_digest(path) if path else ""
+        return digest_of(self.name, REVISIONS[self.name], asdict(self._params), outlines, upstream.digest)
 
     def find(self, slide_id: str, digest: str) -> str | None:
         try:
@@ -294,26 +299,22 @@ class TissueStage:
             return None
         if tissue.void:
             raise Void(tissue.void)
-        return _remark(tissue)
+        return tissue.remark
 
     def make(self, slide_id: str, digest: str) -> str:
         facts = read_slide_facts(layout.slide_facts(self._results, slide_id))
         with open_checked(facts) as reader:
             tissue, rgb, detection = find_tissue(reader, slide_id, self._params, digest)
+            tissue = replace(tissue, remark="; ".join(filter(None, [tissue.remark, reader.remark])))
         self._shape(slide_id).unlink(missing_ok=True)  # never beside a newer picture
-        with whole_file(self._overlay(slide_id)) as part:
-            part.write_bytes(cv2.imencode(".png", draw_overlay(rgb, detection)[..., ::-1])[1].tobytes())
+        write_picture(self._overlay(slide_id), draw_tissue(rgb, detection.tissue, detection.ink, detection.dropped))
         write_tissue(self._shape(slide_id), tissue)
         if tissue.void:
             raise Void(tissue.void)
-        return _remark(tissue)
+        return tissue.remark
 
     def _shape(self, slide_id: str) -> Path:
         return Path(layout.tissue_shape(self._results, slide_id))
 
     def _overlay(self, slide_id: str) -> Path:
         return Path(layout.tissue_overlay(self._results, slide_id))
-
-
-def _remark(tissue: Tissue) -> str:
-    return f"{tissue.ink_mm2:.2g} mm2 of ink left out" if tissue.ink_mm2 else ""

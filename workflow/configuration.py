@@ -14,10 +14,14 @@ from jsonschema.exceptions import ValidationError
 from models.experiment import Experiment, check_sources
 from models.registry import entry, needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
+from pipeline.contracts.stain_targets import target_kind
 from pipeline.contracts.tasks import PRETRAIN, Task, read_labels
+from pipeline.encoder_table import completed
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
 
@@ -35,6 +39,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     if errors:
         raise _explain(errors[0])
     _check_inputs(config["inputs"])
+    config["encoders"] = [completed(encoder) for encoder in config["encoders"]]
     _check_names(config)
     config["tiles"]["magnifications"] = list(ordered(config["tiles"]["magnifications"]))
     for encoder in config["encoders"]:
@@ -44,8 +49,9 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
     check_sources([Experiment(**x) for x in config["experiments"]], [task["name"] for task in config["tasks"]])
-    _check_target(config["stain"])
-    if config["expression"]["unit"] == "zscore" and config["genes"]["selection"] == "hvg":
+    _check_aliases(config["expression"]["aliases"])
+    units = {config["expression"]["unit"], *(source.unit for source in table_sources(config["inputs"]["expression"]))}
+    if "zscore" in units and config["genes"]["selection"] == "hvg":
         raise InputError(
             "config.yaml genes.selection",
             "'hvg' is meaningless on z-scores: every gene has unit variance already, so it would pick outliers.",
@@ -86,8 +92,9 @@ def _check_inputs(inputs: dict[str, Any]) -> None:
         "write the sheets with `histoweave init FOLDER_OF_SLIDES`, or name yours in config.yaml;"
         " `make demo` shows a complete example."
     )
-    for key in ("cases", "slides", "expression"):
-        path = inputs[key]
+    paths = [(key, inputs[key]) for key in ("cases", "slides")]
+    paths += [("expression", source.path) for source in table_sources(inputs["expression"])]
+    for key, path in paths:
         if path and not Path(path).exists():
             raise InputError(f"config.yaml inputs.{key}", f"'{path}' does not exist.", first_steps)
     if not inputs["slides"] and not inputs["expression"]:
@@ -144,20 +151,37 @@ def _pair_of(given: Any, known: list[float], where: str) -> list[float]:
 
 def _check_encoder(encoder: dict[str, Any]) -> None:
     where = f"config.yaml encoders '{encoder['slug']}'"
-    if (encoder["weights"] == "file") != bool(encoder["path"]):
-        raise InputError(where, "path and weights: file go together.", "give both, or neither.")
+    if (encoder["weights"] in ("file", IMPORTED)) != bool(encoder["path"]):
+        raise InputError(where, "path and weights: file go together.", "give both, or neither; imported has one too.")
+    if encoder["weights"] == IMPORTED:
+        if not (Path(encoder["path"]) / "index.tsv").is_file():
+            problem = f"'{encoder['path']}' holds no imported features."
+            raise InputError(f"{where} path", problem, "write it with `histoweave import`.")
+        return
+    if not encoder["name"]:
+        raise InputError(where, "name is missing.", "give a timm name, or hf-hub:owner/model.")
     if encoder["path"] and not Path(encoder["path"]).is_file():
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 
 
-def _check_target(stain: dict[str, Any]) -> None:
-    where, target = "config.yaml stain.target", stain["target"]
-    if target == "builtin":
+def _check_target(target: str, slide_ids: list[str]) -> None:
+    where = "config.yaml stain.target"
+    if target_kind(target, slide_ids) in ("builtin", "cohort", "slide"):
         return
     if Path(target).resolve().is_relative_to(Path(RESULTS).resolve()):
         raise InputError(where, f"'{target}' is a result of this very workflow.", "copy it beside your sheets first.")
     if not Path(target).is_file():
-        raise InputError(where, f"'{target}' is neither builtin nor a file.", "correct the path.")
+        raise InputError(
+            where,
+            f"'{target}' is neither builtin, cohort, a slide of the sheet nor a file{nearest(target, slide_ids)}.",
+            "correct it.",
+        )
+
+
+def _check_aliases(path: str | None) -> None:
+    if path and not Path(path).is_file():
+        where = "config.yaml expression.aliases"
+        raise InputError(where, f"'{path}' does not exist.", "name HGNC's hgnc_complete_set.txt, or set null.")
 
 
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:
@@ -172,6 +196,13 @@ def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) 
     path = config["inputs"]["slides"]
     if not slides:
         raise InputError(path, "the slide sheet has no row.", "add slides, or set inputs.slides to null.")
+    _check_target(config["stain"]["target"], [slide.slide_id for slide in slides])
+    if all(slide.exclude for slide in slides):
+        raise InputError(
+            path,
+            f"every slide is excluded; the first: {slides[0].exclude}.",
+            "correct the `exclude` column, or inputs.slide_types and inputs.keep_normal in config.yaml.",
+        )
     if not any(slide.case_id in cases.rows for slide in slides):
         raise InputError(
             path,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import read_table
+from pipeline.contracts.slide_files import local_path
 
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 BATCH_SLIDES = 32
@@ -17,7 +18,8 @@ BATCH_SLIDES = 32
 
 @dataclass(frozen=True)
 class Slide:
-    """One row of the slide sheet. `um_per_px` overrides the file's own value; `exclude` is a reason or empty."""
+    """One row of the slide sheet. `path` may be remote, see `slide_files.is_remote`; `um_per_px` overrides the file's
+    own value; `exclude` is a reason or empty."""
 
     slide_id: str
     case_id: str
@@ -75,7 +77,7 @@ def read_slides(path: str | Path) -> list[Slide]:
             Slide(
                 slide_id=row["slide_id"],
                 case_id=row["case_id"],
-                path=row["path"],
+                path=local_path(row["path"]),
                 um_per_px=_um_per_px(row.get("um_per_px", ""), where),
                 exclude=row.get("exclude", ""),
                 batch=check_id(batch, where, "batch") if batch else "",

@@ -1,21 +1,26 @@
-"""encoders/{slug}.json: what an encoder is, with the digest of its weights, so that no job loads it to know."""
+"""encoders/{slug}.json: what an encoder is, with the digest of its weights, so that no job loads it to know.
+
+Beside it lie the weights themselves, as ``{slug}.safetensors``: what compute jobs load, without any network.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "encoder"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+IMPORTED = "imported"  #: weights of an encoder whose bags another tool made; nothing is prepared for it
 
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """An encoder as it was prepared.
+    """An encoder as its weights were fetched.
 
     Attributes
     ----------
@@ -24,10 +29,12 @@ class EncoderFacts:
     weights : pretrained, file or random
     weights_digest : SHA-256 of every tensor with its name, type and shape
     file_digest : SHA-256 of the weights file, empty unless `weights` is file
-    layer : the layer that the network is cut after, empty for its own pooled output
+    layer : the layer that the network is cut after, empty for its own output
     width : features per tile
     input_px : side that tiles are resized to, None for tiles as they are
     mean, std : per channel (red, green, blue), of pixels in 0-1
+    pooling : how tokens become features, empty for the network's own way
+    architecture, args, config : what timm builds the network from, without its weights and without a network
     """
 
     slug: str
@@ -41,6 +48,10 @@ class EncoderFacts:
     input_px: int | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    pooling: str = ""
+    architecture: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def write_facts(path: str | Path, facts: EncoderFacts) -> None:
@@ -48,10 +59,10 @@ def write_facts(path: str | Path, facts: EncoderFacts) -> None:
 
 
 def read_facts(path: str | Path) -> EncoderFacts:
-    """Raises FileNotFoundError for an encoder that was not prepared, FormatError for a damaged file."""
+    """Raises FileNotFoundError for an encoder without fetched weights, FormatError for a damaged file."""
     body = read_json(path, KIND, FORMAT_VERSION)
     try:
         known = {key: body[key] for key in EncoderFacts.__dataclass_fields__}
     except KeyError as error:
-        raise FormatError(f"{path}: {error} is missing. Fix: delete it and rerun prepare_encoder.") from error
+        raise FormatError(f"{path}: {error} is missing. Fix: delete it and rerun fetch_weights.") from error
     return EncoderFacts(**{**known, "mean": tuple(known["mean"]), "std": tuple(known["std"])})

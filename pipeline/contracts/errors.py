@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
 class HistoweaveError(ValueError):
     """Any failure that the user can act on. Its text is the whole message: no traceback is needed to understand it."""
+
+    def __reduce__(self) -> tuple[Callable[..., HistoweaveError], tuple[type, str]]:
+        """As its class and text, so that it passes from one process to another whatever its arguments were."""
+        return _rebuilt, (type(self), str(self))
+
+
+def _rebuilt(kind: type[HistoweaveError], text: str) -> HistoweaveError:
+    error = kind.__new__(kind)
+    error.args = (text,)
+    return error
 
 
 class InputError(HistoweaveError):

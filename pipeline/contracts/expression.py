@@ -14,14 +14,17 @@ from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import check_version, whole_file
 
 KIND = "histoweave expression"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: what the values of a table may be; `expected_counts` are RSEM's, which need not be whole numbers
-UNITS = ("counts", "expected_counts", "tpm", "fpkm", "linear", "log2", "zscore")
+UNITS = ("counts", "expected_counts", "tpm", "fpkm", "fpkm_uq", "linear", "log2", "zscore")
+COMPRESSED_VALUES = (
+    20_000_000  #: larger matrices are stored as they are: compressing takes longer than reading the table
+)
 #: the scale of `values`, by unit: natural log(1 + x), or kept as it came
 SCALES = {
-    "counts": "log1p", "expected_counts": "log1p", "tpm": "log1p", "fpkm": "log1p", "linear": "log1p",
-    "log2": "log2", "zscore": "zscore",
+    "counts": "log1p", "expected_counts": "log1p", "tpm": "log1p", "fpkm": "log1p", "fpkm_uq": "log1p",
+    "linear": "log1p", "log2": "log2", "zscore": "zscore",
 }  # fmt: skip
 
 
@@ -35,12 +38,14 @@ class Expression:
     symbols : gene symbols, sorted, each once
     values : float32 [cases, genes], on the scale ``SCALES[unit]``
     unit : what the user's table holds, one of `UNITS`
-    raw : float [cases, genes], the table's values before normalisation and clipping
+    raw : float32 [cases, genes], the table's values before normalisation and clipping (counts up to 2^24 are exact)
     ensembl : Ensembl id with its version per gene, "" where unknown
     tumour, tme : bool [genes], membership in the signature lists
     report : what was counted, dropped, folded and clipped on the way (JSON values)
     revision : revision of the stage that made it
     digest : digest of everything it came from
+    cohorts : cohort of each case, "" where unknown; empty stands for all unknown
+    settings : the parameters of the stage, with which a new table is brought to the same scale
     """
 
     cases: tuple[str, ...]
@@ -54,6 +59,8 @@ class Expression:
     report: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 0
     digest: str = ""
+    cohorts: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> str:
@@ -64,6 +71,10 @@ class Expression:
         index = {case: row for row, case in enumerate(self.cases)}
         return np.array([index[case] for case in cases], dtype=np.int64)
 
+    def cohort_of(self) -> dict[str, str]:
+        """Cohort of every case, "" where unknown."""
+        return dict(zip(self.cases, self.cohorts or ("",) * len(self.cases), strict=True))
+
 
 def write_expression(path: str | Path, expression: Expression) -> None:
     """Write the artefact. The same content gives the same bytes: nothing in the file carries a date."""
@@ -72,7 +83,10 @@ def write_expression(path: str | Path, expression: Expression) -> None:
 
     table = anndata.AnnData(
         X=np.ascontiguousarray(expression.values, dtype=np.float32),
-        obs=pandas.DataFrame(index=pandas.Index(list(expression.cases), dtype=object, name="case_id")),
+        obs=pandas.DataFrame(
+            {"cohort": np.array([*expression.cohort_of().values()], dtype=object)},
+            index=pandas.Index(list(expression.cases), dtype=object, name="case_id"),
+        ),
         var=pandas.DataFrame(
             {
                 "symbol": np.array(expression.symbols, dtype=object),
@@ -82,7 +96,7 @@ def write_expression(path: str | Path, expression: Expression) -> None:
             },
             index=pandas.Index(list(expression.symbols), dtype=object, name="gene"),
         ),
-        layers={"raw": np.ascontiguousarray(expression.raw)},
+        layers={"raw": np.ascontiguousarray(expression.raw, dtype=np.float32)},
         uns={
             "unit": expression.unit,
             "scale": expression.scale,
@@ -90,11 +104,13 @@ def write_expression(path: str | Path, expression: Expression) -> None:
             "format_version": FORMAT_VERSION,
             "revision": expression.revision,
             "digest": expression.digest,
+            "settings": json.dumps(expression.settings, sort_keys=True, ensure_ascii=False),
             "report": json.dumps(expression.report, sort_keys=True, ensure_ascii=False),
         },
     )
+    small = expression.values.size <= COMPRESSED_VALUES
     with whole_file(path) as part:
-        table.write_h5ad(part, compression="gzip", compression_opts=1)
+        table.write_h5ad(part, **({"compression": "gzip", "compression_opts": 1} if small else {}))
 
 
 def read_expression(path: str | Path) -> Expression:
@@ -114,7 +130,7 @@ def read_expression(path: str | Path) -> Expression:
     uns = table.uns
     check_version(path, KIND, FORMAT_VERSION, uns.get("kind"), _int(uns.get("format_version")))
     values = np.asarray(table.X, dtype=np.float32)
-    if not np.isfinite(values).all() or not table.obs_names.is_unique or not table.var_names.is_unique:
+    if not _all_finite(values) or not table.obs_names.is_unique or not table.var_names.is_unique:
         raise FormatError(f"{path}: values are not finite or ids repeat. Fix: delete it and rerun prepare_expression.")
     return Expression(
         cases=tuple(table.obs_names),
@@ -128,7 +144,14 @@ def read_expression(path: str | Path) -> Expression:
         report=json.loads(uns["report"]),
         revision=int(uns["revision"]),
         digest=str(uns["digest"]),
+        cohorts=tuple(table.obs["cohort"].astype(str)),
+        settings=json.loads(uns["settings"]),
     )
+
+
+def _all_finite(values: np.ndarray, rows: int = 256) -> bool:
+    """By blocks of rows: no temporary of the size of the matrix."""
+    return all(np.isfinite(values[start : start + rows]).all() for start in range(0, len(values), rows))
 
 
 def _int(value: Any) -> int | None:

@@ -7,7 +7,7 @@ The file is a superset of the layout that TRIDENT writes, so tools made for that
 ``coords``  [N, 2] int64  upper-left corner (x, y) of each tile, level-0 pixels
 ``cell``  [N, 2] int32    (column, row) on the magnification's grid
 ``parent``  [N] int64     row of the next coarser file of the same slide and encoder, -1 where there is none
-``tissue_fraction``  [N]  float32
+``tissue_fraction``  [N]  float32, NaN in imported bags
 ``failed_cells``  [F, 2]  int32, (column, row) of tiles that could not be read and so have no row
 ========================  =================================================================================
 """
@@ -24,6 +24,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import FormatError, SlideError
 from pipeline.contracts.files import check_version, read_table, whole_file, write_table
 
@@ -38,8 +39,10 @@ class BagSource:
     """What a bag was made from. Pairs are (x, y).
 
     `um_per_px` is what the magnification asks for (10 / magnification), `achieved_um_per_px` what the tiles
-    have, `level0_um_per_px` the slide's. `savetodir` is the folder relative to ``results/``, so that a file
-    is the same wherever the results lie. `weights` is one of `WEIGHTS`; `stain` the normalisation of the tiles.
+    have, `level0_um_per_px` the slide's, `source_um_per_px` the stored level's that they were read from (empty
+    if that is not known). `savetodir` is the folder relative to ``results/``, so that a file is the same wherever
+    the results lie. `weights` is one of `WEIGHTS` or `IMPORTED`; `stain` the normalisation of the tiles. For an
+    imported bag it is "unknown", `weights_digest` is empty and `level0_size_px` may be (0, 0).
     `slide_magnifications` are those of all the slide's files, so that a missing sibling is noticed.
     """
 
@@ -62,6 +65,7 @@ class BagSource:
     digest: str
     overlap: int = 0
     slide_magnifications: tuple[float, ...] = ()
+    source_um_per_px: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,8 @@ class BagWriter:
     """
 
     def __init__(self, path: str | Path, source: BagSource, most: int, dtype: str = "float32") -> None:
-        if source.weights not in WEIGHTS:
-            raise ValueError(f"weights '{source.weights}' is none of {', '.join(WEIGHTS)}.")
+        if source.weights not in (*WEIGHTS, IMPORTED):
+            raise ValueError(f"weights '{source.weights}' is none of {', '.join(WEIGHTS)}, {IMPORTED}.")
         self._source, self._most, self._dtype = source, most, np.dtype(dtype)
         self._waiting: list[np.ndarray] = []
         self._n_written = self._n_appended = 0
@@ -182,7 +186,7 @@ class BagWriter:
             self._file.attrs[key] = value
         for name, values in {**columns, "failed_cells": failed_cells}.items():
             self._file.create_dataset(name, data=values.astype(_COLUMNS[name]), track_times=False)
-        for key, value in _coords_attributes(self._source).items():
+        for key, value in coords_attributes(self._source).items():
             self._file["coords"].attrs[key] = value
         self._finished = True
 
@@ -234,7 +238,7 @@ def _features_attributes(source: BagSource) -> dict[str, Any]:
     return {"name": source.slide_id, "savetodir": source.savetodir, "encoder": source.encoder}
 
 
-def _coords_attributes(source: BagSource) -> dict[str, Any]:
+def coords_attributes(source: BagSource) -> dict[str, Any]:
     """Other tools expect whole numbers here; the exact values stand beside them, one per axis."""
     magnification = source.magnification
     return {
@@ -298,6 +302,8 @@ def _read_source(path: str | Path, file: h5py.File) -> tuple[BagSource, int]:
     check_version(path, KIND, FORMAT_VERSION, attributes.get("kind"), attributes.get("format_version"))
     values = {}
     for field in fields(BagSource):
+        if field.name not in attributes:
+            continue  # those without a default are missed below
         value = attributes[field.name]
         if isinstance(value, np.ndarray):
             value = tuple(value.tolist())

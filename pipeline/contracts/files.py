@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.contracts.errors import FormatError, InputError
 
@@ -65,12 +65,18 @@ def file_identity(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     stat = path.stat()
-    quick = hashlib.sha256(str(stat.st_size).encode())
     with open(path, "rb") as handle:
-        for start in (0, stat.st_size // 2, max(0, stat.st_size - QUICK_HASH_BYTES)):
-            handle.seek(start)
-            quick.update(handle.read(QUICK_HASH_BYTES))
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "quick_hash": quick.hexdigest()}
+        quick = quick_hash(handle, stat.st_size)
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "quick_hash": quick}
+
+
+def quick_hash(handle: BinaryIO, size: int) -> str:
+    """SHA-256 (hex) of a file's size and its first, middle and last 64 KiB."""
+    quick = hashlib.sha256(str(size).encode())
+    for start in (0, size // 2, max(0, size - QUICK_HASH_BYTES)):
+        handle.seek(start)
+        quick.update(handle.read(QUICK_HASH_BYTES))
+    return quick.hexdigest()
 
 
 def write_json(path: str | Path, kind: str, version: int, content: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from pipeline.contracts.errors import FormatError, InputError, nearest
 from pipeline.contracts.files import read_json, write_json
 
 KIND = "histoweave genes"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GROUPS = ("tumour", "tme", "all")
+REFUSE, ITSELF = UNSEEN = ("refuse", "itself")  #: what becomes of a cohort that was not in the training cases
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class GeneSelection:
-    """Genes of one fold in the order in which models see them.
+    """Genes of one fold in the order in which models see them, and the whole way from normalised values to inputs.
 
     Parameters
     ----------
@@ -33,6 +37,10 @@ class GeneSelection:
     params : the parameters of the stage
     revision : revision of the stage
     digest : digest of the training cases' ids and values, the parameters and the revision, and of nothing else
+    centres : cohort -> float64 [genes], its mean, which is subtracted first; empty where cohorts are not centred
+    unseen : for a cohort without a centre: "refuse", or "itself" (its own mean over the cases at hand)
+    max_missing : largest share of the genes that a new table may lack; a missing gene stands at the training mean
+    settings : parameters of the expression stage, with which a new table is brought to `scale`
     """
 
     task: str
@@ -48,40 +56,101 @@ class GeneSelection:
     params: Mapping[str, Any]
     revision: int
     digest: str
+    centres: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unseen: str = REFUSE
+    max_missing: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self, group: str) -> np.ndarray:
         """Positions of a group's genes within `genes`, int64 [genes of the group]."""
         position = {gene: column for column, gene in enumerate(self.genes)}
         return np.array([position[gene] for gene in self.groups[group]], dtype=np.int64)
 
-    def apply(self, values: np.ndarray, symbols: Sequence[str]) -> np.ndarray:
-        """Standardise expression with the training cases' mean and standard deviation.
+    def missing(self, symbols: Collection[str]) -> tuple[str, ...]:
+        """Selected genes that a table with these symbols lacks."""
+        present = set(symbols)
+        return tuple(gene for gene in self.genes if gene not in present)
+
+    def apply(self, values: np.ndarray, symbols: Sequence[str], cohorts: Sequence[str] = ()) -> np.ndarray:
+        """Centre and standardise expression as it was fitted on the training cases.
 
         Parameters
         ----------
         values : float [cases, symbols], on the scale `scale`
         symbols : the gene of each column, in any order; columns that were not selected are ignored
+        cohorts : of each case; used only where there are `centres`
 
         Returns
         -------
-        float32 [cases, genes], clipped to [-clip, clip], columns in the order of `genes`
+        float32 [cases, genes], clipped to [-clip, clip], columns in the order of `genes`. A gene that the table lacks
+        is 0 in every case, which is the mean of the training cases.
 
         Raises
         ------
-        InputError if a selected gene is missing.
+        InputError if more than the share `max_missing` of the genes is missing, or a cohort has no centre.
         """
+        self._refuse_missing(symbols)
         position = {symbol: column for column, symbol in enumerate(symbols)}
-        missing = [gene for gene in self.genes if gene not in position]
-        if missing:
-            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        columns = np.array([position.get(gene, -1) for gene in self.genes], dtype=np.int64)
+        picked = np.asarray(values)[:, columns].astype(np.float64)
+        if self.centres:
+            picked -= self._centre(cohorts, len(picked))
+        scaled = np.clip((picked - self.mean) / self.std, -self.clip, self.clip).astype(np.float32)
+        scaled[:, columns < 0] = 0
+        return scaled
+
+    def with_own_centres(
+        self, values: np.ndarray, symbols: Sequence[str], cohorts: Sequence[str], wanted: Collection[str]
+    ) -> GeneSelection:
+        """This selection with a centre for each cohort in `wanted` that has none: its mean over the cases given here.
+
+        Raises InputError for such a cohort under ``unseen: refuse``, and for cases without a cohort.
+        """
+        new = sorted(set(wanted) - set(self.centres)) if self.centres else []
+        if not new:
+            return self
+        if self.unseen == REFUSE or "" in new:
+            self._refuse_cohort(new[0])
+        position = {symbol: column for column, symbol in enumerate(symbols)}
+        columns = np.array([position.get(gene, -1) for gene in self.genes], dtype=np.int64)
+        centres = dict(self.centres)
+        for cohort in new:
+            rows = [row for row, name in enumerate(cohorts) if name == cohort]
+            centres[cohort] = np.asarray(values)[rows][:, columns].astype(np.float64).mean(axis=0)
+            logger.info("genes: cohort %s is new and centred on its own %d cases", cohort, len(rows))
+        return replace(self, centres=centres)
+
+    def _centre(self, cohorts: Sequence[str], n_cases: int) -> np.ndarray:
+        """float64 [cases, genes]"""
+        names = list(cohorts) or [""] * n_cases
+        for name in names:
+            if name not in self.centres:
+                self._refuse_cohort(name)
+        return np.stack([self.centres[name] for name in names]) if names else np.zeros((0, len(self.genes)))
+
+    def _refuse_cohort(self, cohort: str) -> None:
+        known = ", ".join(sorted(self.centres))
+        raise InputError(
+            f"genes of task {self.task}, fold {self.fold}",
+            f"genes are centred per cohort, and {f'cohort {cohort!r}' if cohort else 'a case without a cohort'} was not"
+            f" among the training cases' ({known}).",
+            "name the cohort of every case; for a new one set genes.unseen_cohort: itself, which centres it on its own"
+            " cases.",
+        )
+
+    def _refuse_missing(self, symbols: Sequence[str]) -> None:
+        missing = self.missing(symbols)
+        if not missing:
+            return
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        said = f"{len(missing)} of {len(self.genes)} selected genes are not in the expression table ({shown}"
+        if len(missing) > self.max_missing * len(self.genes):
             raise InputError(
                 f"genes of task {self.task}, fold {self.fold}",
-                f"{len(missing)} of {len(self.genes)} selected genes are not in the expression table ({shown}"
-                f"{nearest(missing[0], position)}).",
+                f"{said}{nearest(missing[0], symbols)}), more than the share {self.max_missing:g} (genes.max_missing).",
                 "give a table with these genes, or select genes again on this one.",
             )
-        picked = np.asarray(values)[:, [position[gene] for gene in self.genes]].astype(np.float64)
-        return np.clip((picked - self.mean) / self.std, -self.clip, self.clip).astype(np.float32)
+        logger.warning("genes: %s): they stand at the training mean", said)
 
 
 def write_genes(path: str | Path, selection: GeneSelection) -> None:
@@ -103,6 +172,10 @@ def write_genes(path: str | Path, selection: GeneSelection) -> None:
             "params": dict(selection.params),
             "revision": selection.revision,
             "digest": selection.digest,
+            "centres": {name: [float(v) for v in centre] for name, centre in selection.centres.items()},
+            "unseen": selection.unseen,
+            "max_missing": selection.max_missing,
+            "settings": dict(selection.settings),
         },
     )
 
@@ -125,6 +198,10 @@ def read_genes(path: str | Path) -> GeneSelection:
             params=body["params"],
             revision=int(body["revision"]),
             digest=body["digest"],
+            centres={name: np.array(centre, dtype=np.float64) for name, centre in body["centres"].items()},
+            unseen=body["unseen"],
+            max_missing=float(body["max_missing"]),
+            settings=body["settings"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: incomplete ({error!r}). Fix: delete it and rerun select_genes.") from error
@@ -134,6 +211,7 @@ def read_genes(path: str | Path) -> GeneSelection:
         and all(set(genes) <= known for genes in selection.groups.values())
         and np.isfinite(selection.mean).all()
         and bool((selection.std > 0).all())
+        and all(len(c) == len(known) and np.isfinite(c).all() for c in selection.centres.values())
     )
     if not whole:
         raise FormatError(f"{path}: genes, groups and scaling disagree. Fix: delete it and rerun select_genes.")

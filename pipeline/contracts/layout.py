@@ -21,7 +21,7 @@ def cohort_report(root: Root, suffix: str = "tsv") -> str:
 
 
 def batch_index(root: Root, stage: str, batch: str) -> str:
-    """`stage` is check, tissue, tiles, stain or ``features/{encoder}``."""
+    """`stage` is check, tissue, tiles, stain, ``features/{encoder}`` or quality."""
     return _join(root, stage, "_batches", f"{batch}.tsv")
 
 
@@ -41,12 +41,30 @@ def tiles(root: Root, slide_id: str) -> str:
     return _join(root, "tiles", f"{slide_id}.h5")
 
 
+def tiles_overlay(root: Root, slide_id: str) -> str:
+    return _join(root, "tiles", f"{slide_id}.png")
+
+
 def stain_fit(root: Root, slide_id: str) -> str:
     return _join(root, "stain", f"{slide_id}.json")
 
 
+def stain_target(root: Root) -> str:
+    """What tiles are painted like, unless that is the built-in reference. No slide id begins with an underscore."""
+    return _join(root, "stain", "_target", "target.json")
+
+
+def cohort_stains(root: Root) -> str:
+    """The median of the cohort's stains, made once: no rule declares it, so that none deletes it."""
+    return _join(root, "stain", "_target", "cohort.json")
+
+
 def encoder_facts(root: Root, encoder: str) -> str:
     return _join(root, "encoders", f"{encoder}.json")
+
+
+def encoder_weights(root: Root, encoder: str) -> str:
+    return _join(root, "encoders", f"{encoder}.safetensors")
 
 
 def features(root: Root, encoder: str, magnification: str | float, slide_id: str) -> str:
@@ -56,6 +74,10 @@ def features(root: Root, encoder: str, magnification: str | float, slide_id: str
 
 def features_index(root: Root, encoder: str) -> str:
     return _join(root, "features", encoder, "index.tsv")
+
+
+def slide_timings(root: Root, encoder: str, slide_id: str) -> str:
+    return _join(root, "features", encoder, "_timings", f"{slide_id}.json")
 
 
 def expression(root: Root) -> str:
@@ -89,6 +111,16 @@ def predictions(root: Root, task: str, experiment: str) -> str:
 
 def evaluation(root: Root, task: str, part: str = "") -> str:
     return _join(root, "evaluation", f"{task}{'_' + part if part else ''}.tsv")
+
+
+def slide_page(root: Root, slide_id: str, suffix: str = "html") -> str:
+    """Page of one slide; beside it its thumbnail (``jpg``) and its row of the index page (``json``)."""
+    return _join(root, "quality", f"{slide_id}.{suffix}")
+
+
+def slide_pages(root: Root) -> str:
+    """The page that lists them all; no slide is called so, since a slide's page has its own folder level."""
+    return _join(root, "quality.html")
 
 
 def report(root: Root) -> str:

@@ -1,4 +1,4 @@
-"""Which files a slide consists of (standard library only): some formats spread one slide over several.
+"""Which files a slide consists of (standard library only), and where: some formats spread one slide over several.
 
 References: https://openslide.org/formats/mirax/, https://openslide.org/formats/hamamatsu/,
 https://openslide.org/formats/dicom/.
@@ -7,9 +7,20 @@ https://openslide.org/formats/dicom/.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _INDEX_BYTES = 1 << 20  # a Hamamatsu index is a few kB; never read a whole slide that bears its ending
+
+
+def is_remote(path: str | Path) -> bool:
+    """Is `path` an address such as ``s3://bucket/a.svs`` or ``zip://a.tif::b.zip``, and not a file of this machine?"""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)", str(path)) is not None
+
+
+def local_path(path: str) -> str:
+    """`path` without ``file://``, which says nothing more than the path that follows it."""
+    return re.sub(r"^(file|local)://(?=/)", "", path)
 
 
 def files_of_slide(path: str | Path) -> list[Path]:

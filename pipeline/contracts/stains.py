@@ -1,20 +1,24 @@
-"""stain/{slide_id}.json: the stains of one slide, how they were found and what speaks for them."""
+"""stain/{slide_id}.json: a slide's stains, how they were found and what speaks for them (standard library only)."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.revisions import REVISIONS
 
+if TYPE_CHECKING:
+    import numpy as np
+
 KIND = "stain"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METHODS = ("vahadane", "macenko", "none")
+BACKENDS = ("native", "staintools")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,9 @@ class StainFit:
 
     `method` is what was used, `requested` what the configuration asked for and `fallback` why they differ
     (else empty). `white_source` is slide or assumed. `um_per_px` is where the pixels were read.
-    `diagnostics` holds numbers: angle_degrees, residual, iterations, pixels, fields, fields_unreadable,
-    fields_with_ink and the shares of pixels that are background, ink or saturated.
+    `diagnostics` holds numbers: angle_degrees, residual, iterations, negative, pixels, fields, fields_unreadable,
+    fields_with_ink and the shares of pixels that are background, ink or saturated. `backend` is whose code fitted,
+    with the `versions` of the packages that it belongs to (empty for native).
     """
 
     slide_id: str
@@ -52,6 +57,8 @@ class StainFit:
     um_per_px: float | None
     diagnostics: dict[str, float]
     digest: str
+    backend: str = "native"
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def write_stain(path: str | Path, fit: StainFit) -> None:
@@ -68,7 +75,7 @@ def read_stain(path: str | Path) -> StainFit:
     """
     body = read_json(path, KIND, FORMAT_VERSION)
     try:
-        colours = None if body["colours"] is None else _read_colours(body["colours"])
+        colours = None if body["colours"] is None else read_colours(body["colours"])
         if body["method"] not in METHODS or (colours is None) != (body["method"] == "none"):
             raise ValueError(f"method '{body['method']}' does not fit the rest")
         return StainFit(
@@ -81,24 +88,34 @@ def read_stain(path: str | Path) -> StainFit:
             um_per_px=body["um_per_px"],
             diagnostics=body["diagnostics"],
             digest=body["digest"],
+            backend=body["backend"],
+            versions=body["versions"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: damaged ({error}). Fix: delete it and rerun the stain stage.") from error
 
 
-def _read_colours(body: dict[str, Any]) -> StainColours:
-    matrix = np.array(body["matrix"], np.float64)
-    levels = np.array([*body["concentrations"], *body["white"]], np.float64)
-    if matrix.shape != (2, 3) or levels.shape != (5,):
-        raise ValueError(f"stain matrix {matrix.shape} or levels {levels.shape} of the wrong size")
-    if not (np.isfinite(matrix).all() and (matrix >= 0).all() and np.allclose((matrix**2).sum(axis=1), 1, atol=1e-6)):
+def read_colours(body: Mapping[str, Any]) -> StainColours:
+    """Stains as `asdict` wrote them. Raises KeyError, TypeError or ValueError for what cannot be stains."""
+    colours = colours_from(body["matrix"], body["concentrations"], body["white"])
+    if [len(row) for row in body["matrix"]] != [3, 3] or (len(body["concentrations"]), len(body["white"])) != (2, 3):
+        raise ValueError("the stain matrix or the levels are of the wrong size")
+    if not all(_is_stain(row) for row in colours.matrix):
         raise ValueError("the stain matrix is not made of two non-negative unit rows")
-    if not (np.isfinite(levels).all() and (levels > 0).all()):
+    if not all(isfinite(level) and level > 0 for level in (*colours.concentrations, *colours.white)):
         raise ValueError("concentrations and white must be positive")
-    return colours_from(matrix, levels[:2], levels[2:])
+    return colours
 
 
-def colours_from(matrix: np.ndarray, concentrations: np.ndarray, white: np.ndarray) -> StainColours:
+def _is_stain(row: Sequence[float]) -> bool:
+    return all(isfinite(entry) and entry >= 0 for entry in row) and abs(sum(entry**2 for entry in row) - 1) < 1e-5
+
+
+def colours_from(
+    matrix: Sequence[Sequence[float]] | np.ndarray,
+    concentrations: Sequence[float] | np.ndarray,
+    white: Sequence[float] | np.ndarray,
+) -> StainColours:
     """Plain numbers from arrays [2, 3], [2] and [3]."""
     first, second = ((float(row[0]), float(row[1]), float(row[2])) for row in matrix)
     return StainColours(

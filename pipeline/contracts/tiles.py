@@ -15,7 +15,7 @@ from pipeline.contracts.magnifications import plain
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "tiles"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,14 @@ class TileGrid:
     tissue_fraction, inside_fraction : float32 [tiles], share of the cell that is tissue, that lies in the
         scanned area
     parent : int64 [tiles], row in the next coarser magnification of the file, -1 in the coarsest
-    qc : float32 [tiles] each: `pen`, the share of the cell under ink or pen; `focus`, variance of the
-        Laplacian of brightness (grey levels squared, at the tissue mask's um/px)
+    qc : float32 [tiles] each. `pen`, `dark`, `fold`: share of the cell under ink (with a rim of 30 um), that is dark
+        without hue (borders, coverslip edges, bubbles), that is folded. `focus`: sharpness, a ratio of amplitudes at 1
+        um/px (or the slide's own um/px where that is coarser): detail finer than about 2 um over structure up to
+        about 25 um; sharp H&E has 0.2 and more, featureless tissue about 1
+    excluded : reason (a column of `qc`) -> int32 [cells, 2], (column, row) of the cells, row-major, whose tissue would
+        do but whose value is beyond its threshold; each cell stands under the first such reason in the order pen, dark,
+        fold, focus. Reasons whose threshold is switched off are not there. A coarser cell that holds a kept finer tile
+        is kept and not listed
     """
 
     cell: np.ndarray
@@ -53,6 +59,7 @@ class TileGrid:
     inside_fraction: np.ndarray
     parent: np.ndarray
     qc: dict[str, np.ndarray] = field(default_factory=dict)
+    excluded: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -107,6 +114,9 @@ def _write_grid(group: h5py.Group, grid: TileGrid) -> None:
         group.create_dataset(name, data=np.asarray(getattr(grid, name), dtype), track_times=False)
     for name, values in sorted(grid.qc.items()):
         group.create_dataset(f"qc/{name}", data=np.asarray(values, np.float32), track_times=False)
+    for reason, cells in grid.excluded.items():
+        group.create_dataset(f"excluded/{reason}", data=np.asarray(cells, np.int32), track_times=False)
+    group.attrs["reasons"] = canonical(list(grid.excluded))
     group.attrs["origin"] = np.asarray(grid.origin, np.float64)
     group.attrs["pitch"] = np.asarray(grid.pitch, np.float64)
     group.attrs["size_px"] = grid.size_px
@@ -170,6 +180,7 @@ def _read_grid(group: h5py.Group) -> TileGrid:
             float(group.attrs["source_um_per_px"][1]),
         ),
         qc={name: group["qc"][name][()] for name in sorted(group["qc"])} if "qc" in group else {},
+        excluded={reason: group["excluded"][reason][()] for reason in json.loads(group.attrs["reasons"])},
     )
 
 
@@ -189,6 +200,8 @@ def _problem(tiles: TileSet) -> str:
             return f"columns of unequal length at {magnification}x"
         if not all(np.isfinite(column).all() for column in columns):
             return f"values that are not finite at {magnification}x"
+        if any(cells.ndim != 2 or cells.shape[1] != 2 for cells in grid.excluded.values()):
+            return f"cells left out that are no (column, row) at {magnification}x"
         coarser = len(grids[index + 1][1]) if index + 1 < len(grids) else 0
         lowest = 0 if coarser else -1
         if len(grid) and not (lowest <= grid.parent.min() and grid.parent.max() < max(coarser, 0)):

@@ -14,7 +14,7 @@ from pipeline.contracts.files import check_version, write_text
 from pipeline.contracts.revisions import REVISIONS
 
 KIND = "tissue"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _CLASSES = {"tissue": ("Tissue", [40, 160, 60]), "ink": ("Ink", [220, 40, 40])}
 
@@ -31,20 +31,27 @@ class Tissue:
     mask_size : (width, height) of that mask, which covers the slide exactly
     px_per_mask_px : (x, y), level-0 pixels per pixel of the mask
     um_per_px : (x, y), of the mask
+    dropped : float64 [pieces, 3], pieces too small to be kept: centre (x, y) in level-0 pixels and area in mm2,
+        largest first
     threshold : optical density of green light above which a pixel counted as tissue
+    source : ``detected``, or the user's file of outlines and how it was used
+    remark : what there is to say about the slide, or empty
     void : why there is nothing to work on (no tissue, not H&E), or empty
     """
 
     slide_id: str
     tissue: list[list[np.ndarray]]
     ink: list[list[np.ndarray]]
+    dropped: np.ndarray
     mask_size: tuple[int, int]
     px_per_mask_px: tuple[float, float]
     um_per_px: tuple[float, float]
     threshold: float
     tissue_mm2: float
     ink_mm2: float
+    source: str
     digest: str
+    remark: str = ""
     void: str = ""
 
     def in_mask_px(self, polygons: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
@@ -67,6 +74,9 @@ def write_tissue(path: str | Path, tissue: Tissue) -> None:
         "threshold": tissue.threshold,
         "tissue_mm2": tissue.tissue_mm2,
         "ink_mm2": tissue.ink_mm2,
+        "source": tissue.source,
+        "remark": tissue.remark,
+        "dropped": [[round(x, 1), round(y, 1), float(f"{mm2:.4g}")] for x, y, mm2 in tissue.dropped.tolist()],
     }
     features = [
         _feature(kind, polygon) for kind in ("tissue", "ink") for polygon in getattr(tissue, kind)
@@ -110,12 +120,15 @@ def read_tissue(path: str | Path) -> Tissue:
             slide_id=own["slide_id"],
             tissue=polygons["Tissue"],
             ink=polygons["Ink"],
+            dropped=np.asarray(own["dropped"], np.float64).reshape(-1, 3),
             mask_size=(int(own["mask_size"][0]), int(own["mask_size"][1])),
             px_per_mask_px=(float(own["px_per_mask_px"][0]), float(own["px_per_mask_px"][1])),
             um_per_px=(float(own["um_per_px"][0]), float(own["um_per_px"][1])),
             threshold=float(own["threshold"]),
             tissue_mm2=float(own["tissue_mm2"]),
             ink_mm2=float(own["ink_mm2"]),
+            source=own["source"],
+            remark=own["remark"],
             digest=own["digest"],
             void=own["void"],
         )

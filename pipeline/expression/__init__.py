@@ -1,5 +1,6 @@
-"""From the user's expression table to one normalised cases x genes artefact, with a report of all that was decided."""
+"""From the user's expression tables to one normalised cases x genes artefact, with a report of all that was decided."""
 
-from pipeline.expression.prepare import ExpressionParams, prepare_expression
+from pipeline.expression.params import ExpressionParams
+from pipeline.expression.prepare import prepare_expression
 
 __all__ = ["ExpressionParams", "prepare_expression"]

@@ -17,6 +17,11 @@ from pipeline.expression.barcodes import barcode
 
 SHEET = "gdc_sample_sheet*.tsv"
 SIDE_FILES = (SHEET, "gdc_manifest*.txt", "manifest.txt", "annotations.txt")  #: beside the tables, lower case
+TABLE_ENDINGS = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz", ".counts", ".counts.gz")
+STAR_COLUMNS = (
+    "unstranded", "stranded_first", "stranded_second", "tpm_unstranded", "fpkm_unstranded", "fpkm_uq_unstranded",
+)  # fmt: skip
+STAR_UNITS = {"tpm_unstranded": "tpm", "fpkm_unstranded": "fpkm", "fpkm_uq_unstranded": "fpkm_uq"}
 _NOT_TUMOUR = re.compile(r"\b(normal|peritumoral|control)\b", re.IGNORECASE)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 
 from pipeline.contracts.errors import InputError
 
@@ -40,6 +40,11 @@ def is_summary(text: str) -> bool:
     return SUMMARY.match(text) is not None
 
 
+def is_par_y(ident: str) -> bool:
+    """An Ensembl id of a gene's copy in the pseudoautosomal region of Y, as GENCODE marks it."""
+    return ident.endswith("_PAR_Y")
+
+
 def is_spreadsheet_date(symbol: str) -> bool:
     """A gene such as MARCH1 or SEPT2 that a spreadsheet program turned into a date."""
     return SPREADSHEET_DATE.match(symbol) is not None
@@ -74,12 +79,3 @@ def fold_case(symbols: Sequence[str], known: Set[str], where: str) -> tuple[list
                 "give each gene one row, or set expression.symbols: as_is.",
             )
     return folded, len(changed)
-
-
-def bring_up_to_date(symbols: Sequence[str], current: Mapping[str, str]) -> tuple[list[str], int]:
-    """Replace previous symbols by the current one, unless the table has the current one too; and how many."""
-    present = set(symbols)
-    renamed = [
-        current[symbol] if symbol in current and current[symbol] not in present else symbol for symbol in symbols
-    ]
-    return renamed, sum(new != old for new, old in zip(renamed, symbols, strict=True))

@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
+from pipeline.contracts import layout
 from pipeline.contracts.files import write_text
 from pipeline.report.cohort_section import cohort_section
 from pipeline.report.molecular_section import folds_section
+from pipeline.report.pages import render_page
 from pipeline.report.provenance_section import provenance_section, random_encoders
-from pipeline.report.reading import ReportContext, read_run
+from pipeline.report.reading import ReportContext, Run, read_run
 from pipeline.report.results_section import results_sections
 from pipeline.report.slides_section import slides_section
 from pipeline.report.stains_section import stains_section
 
 __all__ = ["ReportContext", "build_report"]
-
-HERE = Path(__file__).parent
 
 
 def build_report(results: str | Path, out: str | Path, context: ReportContext) -> None:
@@ -39,12 +36,11 @@ def build_report(results: str | Path, out: str | Path, context: ReportContext) -
         "provenance": provenance_section(run),
         "random_encoders": random_encoders(run),
     }
-    write_text(out, render(sections | {"skipped": list(run.skipped), "simulated": context.is_simulated}))
+    own = {"skipped": list(run.skipped), "simulated": context.is_simulated, "slide_list": _slide_list(run, out)}
+    write_text(out, render_page("template.html", sections | own))
 
 
-def render(values: dict[str, Any]) -> str:
-    """Fill the template. Everything that comes from data is escaped; an undefined name raises."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    template = (HERE / "template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(**values, style=style)
+def _slide_list(run: Run, out: str | Path) -> str:
+    """Link from the report to the list of slide pages, empty where there is none."""
+    pages = Path(layout.slide_pages(run.results))
+    return pages.name if run.slides and pages.exists() and pages.parent == Path(out).parent else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -56,9 +57,24 @@ def _expression_facts(expression: Expression | None) -> dict[str, Any] | None:
         "scale": expression.scale,
         "tumour": int(expression.tumour.sum()),
         "tme": int(expression.tme.sum()),
-        "report": [(key, value) for key, value in sorted(expression.report.items()) if value not in ({}, [], "", None)],
+        "report": _reading(expression.report),
         "digest": expression.digest,
     }
+
+
+def _reading(report: Mapping[str, Any], of: str = "") -> list[tuple[str, Any]]:
+    """What was decided and counted, by name; that of several tables below each other."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in sorted(report.items()):
+        if key.startswith("table "):
+            rows += _reading(value, f"{key}: ")
+        elif isinstance(value, dict) and value.keys() == {"number", "examples"}:
+            more = ["..."] if value["number"] > len(value["examples"]) else []
+            shown = ", ".join(map(str, [*value["examples"], *more]))
+            rows.append((f"{of}{key}", f"{value['number']}{f': {shown}' if shown else ''}"))
+        elif value not in ({}, [], "", None):
+            rows.append((f"{of}{key}", value))
+    return rows
 
 
 def _task_row(run: Run, task: Task) -> dict[str, Any]:

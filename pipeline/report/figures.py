@@ -1,18 +1,17 @@
-"""Figures as data URIs: one restrained matplotlib style, and photographs as JPEG."""
+"""Plots as data URIs, in one restrained matplotlib style."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from pipeline.report.pictures import Picture, data_uri
 
 COLOURS = ("#2f6690", "#c8742c", "#3f8a64", "#7a5aa6", "#b0394a", "#6b7280", "#1b998b", "#9c6644")
 INK, MUTED, RULE = "#1f2937", "#6b7280", "#d7dce2"
@@ -48,31 +47,11 @@ def drawing(
         yield figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture within the page: its data URI and the width to show it at (CSS pixels, 96 per inch)."""
-
-    uri: str
-    width: int
-
-
 def png(figure: Figure) -> Picture:
     """The figure as a PNG, two pixels per CSS pixel. Call inside `drawing`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=192, metadata={"Software": None})
-    return Picture(_uri("png", buffer.getvalue()), round(96 * figure.get_figwidth()))
-
-
-def photograph(image: np.ndarray, quality: int = 82) -> Picture:
-    """uint8 [height, width, RGB] as a JPEG, shown at its own size."""
-    ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not ok:
-        raise ValueError("the image could not be encoded")
-    return Picture(_uri("jpeg", encoded.tobytes()), image.shape[1])
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(data_uri("png", buffer.getvalue()), round(96 * figure.get_figwidth()))
 
 
 def colour(index: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.contracts import layout
 from pipeline.contracts.files import bytes_digest, digest_of
+from pipeline.encoder_table import KNOWN, departures
 from pipeline.report.reading import Run
 
 PACKAGES = (
@@ -48,9 +49,20 @@ def _encoder_row(run: Run, encoder: Any) -> dict[str, Any]:
         "name": encoder.get("name", ""),
         "weights": ", ".join(used) or encoder.get("weights", "pretrained"),
         "seed": encoder.get("seed") if "random" in used or encoder.get("weights") == "random" else "",
+        "remarks": _remarks(run, encoder),
         "bags": len(bags),
         "digest": digest,
     }
+
+
+def _remarks(run: Run, encoder: Any) -> str:
+    """Its licence, and where the tiles depart from what it is meant for."""
+    known = KNOWN.get(encoder.get("preset") or "")
+    tiles = run.context.config.get("tiles") or {}
+    told = [f"licence {known.licence}"] if known else []
+    if tiles.get("size_px") and tiles.get("magnifications"):
+        told += departures(encoder, tiles["size_px"], tiles["magnifications"])
+    return "; ".join(told)
 
 
 def _digests(run: Run) -> list[tuple[str, str]]:

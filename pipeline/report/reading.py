@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow, read_batch
 from pipeline.contracts.cohort import CaseSheet, Slide, batches, read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.features import BagRecord, read_index
+from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.tasks import Task
 
 T = TypeVar("T")
@@ -45,6 +47,12 @@ class ReportContext:
     @property
     def encoders(self) -> list[Mapping[str, Any]]:
         return list(self.config.get("encoders") or []) if self.inputs.get("slides") else []
+
+    @property
+    def reads_slides(self) -> bool:
+        """Whether any slide file is read: not where all features are imported."""
+        encoders = self.encoders
+        return not encoders or any(encoder.get("weights") != IMPORTED for encoder in encoders)
 
     def experiments(self, task: str) -> list[Mapping[str, Any]]:
         """The experiments that run on a task, in the config's order."""
@@ -97,8 +105,12 @@ def read_run(results: Path, context: ReportContext) -> Run:
     if not inputs.get("slides"):
         run.skip("slides", "the config names no slide sheet: a cohort without images")
         return run
-    run.slides = run.attempt("slide sheet", lambda: read_slides(inputs["slides"])) or []
-    stages = [*SLIDE_STAGES, *(f"features/{encoder['slug']}" for encoder in context.encoders)]
+    sheet = run.attempt("slide sheet", lambda: read_slides(inputs["slides"])) or []
+    run.slides = select_types(sheet, inputs.get("slide_types"), bool(inputs.get("keep_normal")))
+    stages = [
+        *(SLIDE_STAGES if context.reads_slides else ()),
+        *(f"features/{encoder['slug']}" for encoder in context.encoders),
+    ]
     for stage in stages:
         run.stages[stage] = _read_stage(run, stage)
     for encoder in context.encoders:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.contracts import layout
 from pipeline.contracts.batches import OK, STATUSES
 from pipeline.contracts.tiles import TileSet, read_tiles
-from pipeline.report.figures import photograph
+from pipeline.report.pictures import photograph
 from pipeline.report.reading import Run
 
 MOST_THUMBNAILS = 24
@@ -34,7 +34,8 @@ def slides_section(run: Run) -> dict[str, Any] | None:
     usable = [slide_id for slide_id, row in rows.items() if row.status == OK]
     lost = [row for row in rows.values() if row.status != OK]
     remarks = [row for row in rows.values() if row.status == OK and row.reason]
-    thumbnails = [t for slide_id in spread(sorted(usable), MOST_THUMBNAILS) if (t := _thumbnail(run, slide_id))]
+    shown = spread(sorted(usable), MOST_THUMBNAILS) if run.context.reads_slides else []
+    thumbnails = [t for slide_id in shown if (t := _thumbnail(run, slide_id))]
     return {
         "usable": len(usable),
         "total": len(run.slides),

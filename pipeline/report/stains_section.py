@@ -10,14 +10,16 @@ import numpy as np
 
 from pipeline.contracts import layout
 from pipeline.contracts.batches import OK
+from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.stains import StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, read_tiles
-from pipeline.report.figures import photograph
+from pipeline.report.pictures import photograph
 from pipeline.report.reading import Run
 from pipeline.report.slides_section import spread
 from pipeline.slide import open_checked
-from pipeline.stain import StainParams, read_target
+from pipeline.stain import StainParams
+from pipeline.stain_target import read_target
 from pipeline.stain_transfer import apply
 
 PAIRS = 6
@@ -57,12 +59,12 @@ def _pair(run: Run, fit: StainFit) -> dict[str, Any] | None:
         if grid is None or len(grid) == 0:
             return None
         facts = read_slide_facts(layout.slide_facts(run.results, slide_id))
-        if not Path(facts.path).exists():
+        if not is_remote(facts.path) and not Path(facts.path).exists():
             raise FileNotFoundError(2, "the slide file is gone", facts.path)
         with open_checked(facts) as slide:
             x, y = grid.upper_left[_middle_tile(grid)]
             before = slide.read_field(x, y, grid.um_per_px, grid.size_px)
-        after = before if fit.colours is None else apply(before, fit.colours, read_target(params)[0])
+        after = before if fit.colours is None else apply(before, fit.colours, read_target(params, run.results)[0])
         return {
             "slide_id": slide_id,
             "method": fit.method,

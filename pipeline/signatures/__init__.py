@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,26 +71,30 @@ def current_symbols() -> Mapping[str, str]:
     return {old: gene.symbol for gene in builtin_genes() for old in gene.previous}
 
 
-def load_signatures(tumour: str = BUILTIN, tme: str = BUILTIN) -> Signatures:
+def load_signatures(
+    tumour: str = BUILTIN, tme: str = BUILTIN, current: Callable[[str], str] | None = None
+) -> Signatures:
     """Both gene sets, each "builtin" or the path of a GMT, TSV or CSV file of the user's.
 
     A GMT file contributes all its gene sets; a table has a column ``symbol`` and, if it holds both sets, a column
-    ``set`` with ``tumour`` or ``tme``. Previous symbols are brought up to date where the built-in list knows them.
+    ``set`` with ``tumour`` or ``tme``. Previous symbols are brought up to date by `current`, as those of the expression
+    table are; without it, where the built-in list knows them.
 
     Raises InputError naming the file and row for a missing file or column, an empty list, a symbol that is repeated,
     empty, or an Ensembl id.
     """
-    return Signatures(_load(tumour, "tumour"), _load(tme, "tme"))
+    current = current or (lambda symbol: current_symbols().get(symbol, symbol))
+    return Signatures(_load(tumour, "tumour", current), _load(tme, "tme", current))
 
 
-def _load(source: str, name: str) -> tuple[str, ...]:
+def _load(source: str, name: str, current: Callable[[str], str]) -> tuple[str, ...]:
     if source == BUILTIN:
         return tuple(sorted({gene.symbol for gene in builtin_genes() if gene.set == name}))
     path = Path(source)
     symbols = _from_gmt(path) if path.suffix == ".gmt" else _from_table(path, name)
     if not symbols:
         raise InputError(str(path), f"no gene for the {name} set.", f"list symbols, or use genes.{name}: builtin.")
-    return tuple(sorted({current_symbols().get(symbol, symbol) for symbol in symbols}))
+    return tuple(sorted({current(symbol) for symbol in symbols}))
 
 
 def _from_gmt(path: Path) -> list[str]:

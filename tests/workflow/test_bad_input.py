@@ -1,6 +1,7 @@
 """Bad input: one clear error before any work, or a listed failure with the rest kept."""
 
 import gzip
+import zipfile
 
 import cv2
 import numpy as np
@@ -10,8 +11,8 @@ from pipeline.contracts.batches import read_batch
 from pipeline.contracts.files import read_table
 
 
-def add_slide(cohort, slide_id, case_id, content, um_per_px="", suffix="tif"):
-    path = f"data/slides/{slide_id}.{suffix}"
+def add_slide(cohort, slide_id, case_id, content, um_per_px="", suffix="tif", path=""):
+    path = path or f"data/slides/{slide_id}.{suffix}"
     if content is not None:
         (cohort.path / path).write_bytes(content)
     header = (cohort.path / "data/slides.tsv").read_text().splitlines()[0].split("\t")
@@ -36,6 +37,10 @@ def test_bad_slides_are_listed_and_the_rest_is_kept(cohort):
     add_slide(cohort, "stranger", "NOBODY", good)
     add_slide(cohort, "nompp", "SIM-001", png(200), suffix="png")
     add_slide(cohort, "white", "SIM-001", png(245), um_per_px="0.5", suffix="png")
+    add_slide(cohort, "away", "SIM-001", None, path="memory://nowhere/away.tif")
+    with zipfile.ZipFile(cohort.path / "data/slides/a.zip", "w") as archive:
+        archive.writestr("zipped.tif", good)
+    add_slide(cohort, "zipped", "SIM-001", None, path="zip://zipped.tif::data/slides/a.zip")
     cohort.edit_config(lambda c: c["inputs"].update(allow_failed=False))
     done = cohort.snakemake("--keep-going", check=False)
     assert done.returncode != 0
@@ -45,7 +50,7 @@ def test_bad_slides_are_listed_and_the_rest_is_kept(cohort):
     expected = {
         "zero": ("failed", "empty"), "text": ("failed", ""), "cut": ("failed", "truncated"),
         "gone": ("failed", "No such file"), "stranger": ("failed", "NOBODY"), "nompp": ("failed", "um_per_px"),
-        "white": ("void", "tissue"),
+        "white": ("void", "tissue"), "away": ("failed", "memory://nowhere/away.tif"),
     }  # fmt: skip
     for slide, (status, word) in expected.items():
         assert rows[slide].status == status, rows[slide]
@@ -53,6 +58,7 @@ def test_bad_slides_are_listed_and_the_rest_is_kept(cohort):
         assert rows[slide].reason
         if status == "failed":
             assert f"slide {slide} at" in done.stderr + done.stdout
+    assert rows["zipped"].status == "ok" and (cohort.results / "features/tiny/20x/zipped.h5").exists()
     assert {k: v for k, v in cohort.stamps("features/tiny/*x/*.h5").items() if k in finished} == finished
     assert (cohort.results / "report.html").exists()
     assert not (cohort.results / "verdict.tsv").exists()

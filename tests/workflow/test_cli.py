@@ -95,6 +95,9 @@ def test_clean_takes_the_files_of_the_named_slides_and_their_batch(tmp_path):
     found = {str(p.relative_to(tmp_path)) for p in targets(tmp_path, "features", ["x"])}
     assert found == {"features/enc/20x/x.h5", "features/enc/10x/x.h5", "features/enc/_batches/b1.tsv"}
     assert len(targets(tmp_path, "features")) == 6 + 2
+    slides_in(tmp_path, "features/enc/index.tsv", "features/enc/_timings/x.json", "features/enc/_timings/y.json")
+    more = {str(p.relative_to(tmp_path)) for p in targets(tmp_path, "features", ["x"])} - found
+    assert more == {"features/enc/index.tsv", "features/enc/_timings/x.json"}, "the list of bags is made anew too"
     with pytest.raises(InputError, match="knows no slide 'w'"):
         targets(tmp_path, "features", ["w"])
     with pytest.raises(InputError, match="did you mean 'features'"):
@@ -152,3 +155,17 @@ def test_doctor_names_what_is_missing_and_its_fix(tmp_path, monkeypatch, capsys)
     (tmp_path / "nowhere.svs").write_bytes(b"x" * 1000)
     assert main(["doctor"]) == 0
     assert "rough estimate" in capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"encoders": [{"preset": "uni"}]}))
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "encoder 'uni' sees 1 um/px at 10x (tiles of 224 px), and is meant for 0.5" in out
+    assert (
+        "'uni' (CC-BY-NC-ND-4.0) needs a login: accept its conditions on https://huggingface.co/MahmoodLab/UNI" in out
+    )
+    (tmp_path / "nowhere.svs").unlink()
+    (tmp_path / "imported/uni").mkdir(parents=True)
+    (tmp_path / "imported/uni/index.tsv").touch()
+    encoders = {"encoders": [{"slug": "uni", "weights": "imported", "path": "imported/uni"}]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | encoders))
+    assert main(["doctor"]) == 0, "no slide is read"
+    assert "features are imported: 1 slides" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import yaml
 
 from models.evaluate import EvaluationParams
 from models.experiment import Experiment
-from pipeline.contracts.cohort import read_cases, read_slides
+from pipeline.contracts.cohort import Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.splits import SplitRow, write_splits
 from pipeline.contracts.tasks import Task
@@ -114,6 +114,17 @@ def test_two_magnifications_and_sources_are_written_out(config):
         (lambda c: c["experiments"][0].update(name="../x"), "config.yaml experiments.0.name"),
         (lambda c: c["inputs"].update(expression=None), "needs genes, but inputs.expression is not given"),
         (lambda c: c.update(expression={"unit": "zscore"}), "'hvg' is meaningless on z-scores"),
+        (
+            lambda c: c["inputs"].update(expression={"a": "rna.tsv", "b": {"path": "cases.tsv", "unit": "zscore"}}),
+            "'hvg' is meaningless on z-scores",
+        ),
+        (
+            lambda c: c["inputs"].update(expression={"a": "nowhere.tsv"}),
+            "inputs.expression: 'nowhere.tsv' does not exist",
+        ),
+        (lambda c: c["inputs"].update(expression={"a": {"path": "rna.tsv", "unti": "tpm"}}), "inputs.expression: "),
+        (lambda c: c["inputs"].update(expression=["rna.tsv", "rna.tsv"]), "'rna.tsv' is named twice"),
+        (lambda c: c.update(expression={"aliases": "hgnc.txt"}), "expression.aliases: 'hgnc.txt' does not exist"),
         (lambda c: c["experiments"][0].update(init_from="sn"), "unknown experiment 'sn'; did you mean 'snn'?"),
         (lambda c: c["experiments"][0].update(init_from="snn"), "'snn' would have to be trained before itself"),
         (lambda c: pair(c, [20, 5]), "[20, 5] are not two that follow each other. Fix: use [20, 10] or [10, 5]."),
@@ -121,9 +132,15 @@ def test_two_magnifications_and_sources_are_written_out(config):
         (lambda c: pair(c, None, [20]), "the model reads two magnifications"),
         (lambda c: c.update(tiles={"magnifications": [20, 7]}), "20 / 7 is not a whole number"),
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
+        (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
-        (lambda c: c.update(stain={"target": "nowhere.png"}), "'nowhere.png' is neither builtin nor a file"),
-        (lambda c: c.update(stain={"target": "results/stain/a.json"}), "is a result of this very workflow"),
+        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': name is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a", "weights": "imported"}]), "path and weights: file go"),
+        (
+            lambda c: c.update(encoders=[{"slug": "a", "weights": "imported", "path": "gone"}]),
+            "'gone' holds no imported features",
+        ),
+        (lambda c: c["inputs"].update(slide_types=["XX"]), "config.yaml inputs.slide_types.0"),
         (lambda c: (c.update(encoders=[]), c["experiments"][0].update(model="abmil")), "nothing is configured"),
         (
             lambda c: c.update(splits={"folds": "five"}),
@@ -138,12 +155,33 @@ def test_one_error_that_names_the_key(config, change, expected):
     assert expected in str(caught.value)
 
 
+def test_several_expression_tables(config):
+    tables = {"one": "rna.tsv", "two": {"path": "cases.tsv", "unit": "tpm"}}
+    for value in (tables, list(tables.values())):
+        config["inputs"]["expression"] = value
+        assert checked(config)["inputs"]["expression"] == value
+
+
+@pytest.mark.parametrize("entry", [{"preset": "papers-resnet50-l3"}, {"slug": "papers-resnet50-l3"}])
+def test_a_preset_is_enough_to_name_an_encoder(config, entry):
+    config["encoders"] = [entry]
+    (encoder,) = checked(config)["encoders"]
+    assert (encoder["slug"], encoder["name"]) == ("papers-resnet50-l3", "resnet50.tv_in1k")
+    assert encoder["layer"] == "layer3" and encoder["weights"] == "pretrained"
+    EncoderSpec(**encoder)
+
+
 @pytest.mark.parametrize(
     ("slides", "cases", "expected"),
     [
         ("slide_id\tcase_id\tpath\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "the slide sheet has no row"),
         ("slide_id\tcase_id\tpath\ns\tX\ts\n", "case_id\tgrade\nA\tG2\nB\tG3\n", "no slide belongs to any case"),
         ("slide_id\tcase_id\tpath\ns\tA\ts\n", "case_id\tgrad\nA\tG2\n", "did you mean 'grad'?"),
+        (
+            "slide_id\tcase_id\tpath\texclude\ns\tA\ts\ttorn\n",
+            "case_id\tgrade\nA\tG2\nB\tG3\n",
+            "every slide is excluded; the first: torn",
+        ),
     ],
 )
 def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
@@ -152,6 +190,30 @@ def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
     with pytest.raises(InputError) as caught:
         check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("nowhere.png", "'nowhere.png' is neither builtin, cohort, a slide of the sheet nor a file"),
+        ("slide-2", "did you mean 'slide-1'?"),
+        ("results/stain/a.json", "is a result of this very workflow"),
+    ],
+)
+def test_stain_targets_that_nothing_stands_for(config, target, expected):
+    slides = [Slide("slide-1", "A", "a.svs")]
+    Path("cases.tsv").write_text("case_id\tgrade\nA\tG2\nB\tG3\n")
+    config.update(stain={"target": target})
+    with pytest.raises(InputError) as caught:
+        check_cohort(checked(config), slides, read_cases("cases.tsv"))
+    assert expected in str(caught.value) and "config.yaml stain.target" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["builtin", "cohort", "slide-1", "cases.tsv"])
+def test_stain_targets_that_can_be(config, target):
+    Path("cases.tsv").write_text("case_id\tgrade\nA\tG2\nB\tG3\n")
+    config.update(stain={"target": target})
+    check_cohort(checked(config), [Slide("slide-1", "A", "a.svs")], read_cases("cases.tsv"))
 
 
 def test_a_ledger_that_was_edited_after_the_folds_were_made(tmp_path):

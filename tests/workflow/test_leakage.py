@@ -78,13 +78,17 @@ def test_training_artefacts_do_not_see_held_out_cases(cohort):
 
 
 @pytest.mark.workflow
-def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch):
-    """The same stage given all cases as training cases chooses by held-out RNA, and the comparison sees it."""
+@pytest.mark.parametrize("centre", ["none", "cohort"])
+def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch, centre):
+    """The same stage given all cases as training cases chooses and centres by held-out RNA; the comparison sees it."""
     monkeypatch.chdir(cohort.path)
     cases = list(read_cases("data/cases.tsv").rows)
     table = cohort.results / "expression/expression.h5ad"
     training = read_splits(cohort.results / "splits/splits.tsv").cases(0, TRAIN)
-    params = GeneParams(**cohort.config()["genes"])
+    in_turn = [*training, *(case for case in cases if case not in training)]
+    cohorts = {case: "odd" if k % 2 else "even" for k, case in enumerate(in_turn)}
+    params = GeneParams(**cohort.config()["genes"], centre=centre)
+    prepare_expression("data/rna.tsv.gz", table, ExpressionParams(), cases, cohorts=cohorts)
 
     def selected(chosen: list[str]) -> bytes:
         write_genes(cohort.path / "genes.json", select_genes(read_expression(table), chosen, params, "grade", 0))
@@ -92,6 +96,6 @@ def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch):
 
     honest, leaky = selected(training), selected(cases)
     replace_held_out(cohort)
-    prepare_expression("data/rna.tsv.gz", table, ExpressionParams(), cases)
+    prepare_expression("data/rna.tsv.gz", table, ExpressionParams(), cases, cohorts=cohorts)
     assert selected(training) == honest
     assert selected(cases) != leaky

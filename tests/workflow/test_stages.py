@@ -29,7 +29,7 @@ def test_a_teacher_and_two_students(cohort):
     student = read_checkpoint(cohort.results / "models/survival/student/fold0/checkpoint.pt")
     assert student.magnification == (20, 10) and student.selection is None
     fusion = read_predictions(cohort.results / "predictions/survival/fusion.tsv")
-    assert len(read_predictions(cohort.results / target).rows) >= len(fusion.rows)
+    assert len(read_predictions(cohort.path / target).rows) >= len(fusion.rows)
     assert cohort.planned(target) == []
     cohort.edit_config(lambda config: config["experiments"][-1].update(seed=1))
     assert cohort.planned(target) == ["predict_cases survival student", *jobs[1:]]  # not the student alone

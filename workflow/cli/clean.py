@@ -17,12 +17,14 @@ HELP = "force a stage to be made again"
 SLIDE_STAGES = {
     "check": ("check", ["slides/{slide}.json"]),
     "tissue": ("tissue", ["tissue/{slide}.geojson", "tissue/{slide}.png"]),
-    "tiles": ("tiles", ["tiles/{slide}.h5"]),
+    "tiles": ("tiles", ["tiles/{slide}.h5", "tiles/{slide}.png"]),
     "stain": ("stain", ["stain/{slide}.json"]),
-    "features": ("features/*", ["features/*/*x/{slide}.h5"]),
+    "features": ("features/*", ["features/*/*x/{slide}.h5", "features/*/_timings/{slide}.json"]),
+    "quality": ("quality", ["quality/{slide}.html", "quality/{slide}.jpg", "quality/{slide}.json"]),
 }
 WHOLE_STAGES = {
     "cohort": ["cohort"],
+    "target": ["stain/_target"],
     "expression": ["expression"],
     "splits": ["splits"],
     "genes": ["genes"],
@@ -67,8 +69,9 @@ def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]
         return [results / name for name in WHOLE_STAGES[stage] if (results / name).exists()]
     folder, patterns = SLIDE_STAGES[stage]
     indexes = sorted(results.glob(f"{folder}/_batches/*.tsv"))
+    lists = sorted(results.glob(f"{folder}/index.tsv"))  # of features: made anew with them
     if not slides:
-        return _files(results, patterns, "*") + indexes
+        return _files(results, patterns, "*") + indexes + lists
     listed = {path: set(read_batch(path)) for path in indexes}
     files = {slide: _files(results, patterns, check_id(slide, "--slides", "slide")) for slide in slides}
     known_slides: set[str] = set().union(*listed.values())
@@ -77,7 +80,7 @@ def targets(results: Path, stage: str, slides: Sequence[str] = ()) -> list[Path]
             known_slides |= {path.stem for path in _files(results, patterns, "*")}
             raise InputError("--slides", f"stage '{stage}' knows no slide '{slide}'{nearest(slide, known_slides)}.")
     chosen = [path for found in files.values() for path in found]
-    return sorted(chosen) + [path for path, ids in listed.items() if ids & set(slides)]
+    return sorted(chosen) + [path for path, ids in listed.items() if ids & set(slides)] + lists
 
 
 def _files(results: Path, patterns: Sequence[str], slide: str) -> list[Path]:

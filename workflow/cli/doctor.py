@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +13,15 @@ from pathlib import Path
 import yaml
 
 from models.experiment import Experiment
-from pipeline.contracts.cohort import read_cases, read_slides
-from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts import layout
+from pipeline.contracts.cohort import Slide, read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
+from pipeline.contracts.errors import HistoweaveError, SlideError
+from pipeline.contracts.slide_files import is_remote
+from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.tasks import PRETRAINING
+from pipeline.encoder_table import KNOWN, departures
+from pipeline.remote_files import remote_file
 from workflow.configuration import checked
 
 HELP = "check this machine, the config and the cohort"
@@ -97,6 +103,7 @@ def _cohort(configfile: Path) -> Iterator[Finding]:
     config = checked(yaml.safe_load(configfile.read_text(encoding="utf-8")) or {})
     yield Finding("ok", f"{configfile}: {len(config['tasks'])} tasks, {len(config['experiments'])} experiments")
     _resolve(config)
+    yield from _encoders(config)
     cases = read_cases(config["inputs"]["cases"])
     yield Finding("ok", f"{cases.path}: {len(cases.rows)} cases")
     if config["inputs"]["slides"]:
@@ -111,8 +118,34 @@ def _resolve(config: dict) -> None:
             Experiment(**experiment).resolved(kinds.get(task, PRETRAINING))
 
 
+def _encoders(config: dict) -> Iterator[Finding]:
+    """What the table of known encoders says about those of the config."""
+    if not config["inputs"]["slides"]:
+        return
+    tiles = config["tiles"]
+    for encoder in config["encoders"]:
+        for text in departures(encoder, tiles["size_px"], tiles["magnifications"]):
+            yield Finding("note", text)
+        known = KNOWN.get(encoder["preset"] or "")
+        is_fetched = Path(layout.encoder_weights(layout.RESULTS, encoder["slug"])).exists()
+        if known and known.is_gated and encoder["weights"] == "pretrained" and not is_fetched:
+            yield Finding(
+                "note",
+                f"encoder '{encoder['slug']}' ({known.licence}) needs a login: accept its conditions on"
+                f" {known.sources[0]}, set HF_TOKEN, then run: snakemake weights",
+            )
+
+
 def _slides(config: dict) -> Iterator[Finding]:
-    slides = [slide for slide in read_slides(config["inputs"]["slides"]) if not slide.exclude]
+    inputs = config["inputs"]
+    sheet = select_types(read_slides(inputs["slides"]), inputs["slide_types"], inputs["keep_normal"])
+    slides = [slide for slide in sheet if not slide.exclude]
+    if config["encoders"] and all(encoder["weights"] == IMPORTED for encoder in config["encoders"]):
+        yield Finding("note", f"features are imported: {len(slides)} slides, whose files are not read")
+        return
+    remote = [slide for slide in slides if is_remote(slide.path)]
+    yield from _remote(remote)
+    slides = [slide for slide in slides if slide not in remote]
     missing = [slide for slide in slides if not Path(slide.path).exists()]
     if missing:
         listed = ", ".join(f"{slide.slide_id} ({slide.path})" for slide in missing[:5])
@@ -131,3 +164,14 @@ def _slides(config: dict) -> Iterator[Finding]:
         f" {tiles * share * SECONDS_PER_TILE_CPU / 3600:.1f} h on one CPU core; {free / 1e9:.0f} GB free"
     )
     yield Finding("ok" if free > 1.2 * need else "fail", text + ("" if free > 1.2 * need else ". Fix: free disk space"))
+
+
+def _remote(slides: Sequence[Slide]) -> Iterator[Finding]:
+    """Looks up one slide of each protocol: thousands of requests would take long, and access fails for all or none."""
+    for protocol, slide in {slide.path.partition(":")[0]: slide for slide in reversed(slides)}.items():
+        try:
+            with remote_file(slide.path) as file:
+                what = f"{protocol} slides: {slide.slide_id} is there, {file.size / 1e9:.2f} GB"
+                yield Finding("ok", f"{what}; the others were not looked up")
+        except SlideError as error:
+            yield Finding("fail", str(error))

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pipeline.contracts.cohort import check_unique
+from pipeline.contracts.cohort import Slide, check_unique
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import write_table
+from pipeline.contracts.slide_types import count_types, describe_types, mixes_preparations, slide_type
 
 HELP = "write the sheets from a folder of slides"
 SLIDE_SUFFIXES = frozenset(".svs .tif .tiff .ndpi .mrxs .scn .vms .vmu .bif .dcm .czi .svslide .png .jpg .jpeg".split())
@@ -35,8 +36,28 @@ def run(options: argparse.Namespace) -> int:
     for row, path in zip(rows, paths, strict=True):
         if row["slide_id"] != path.stem:
             print(f"  {path} is called {row['slide_id']} (ids must be unique and usable in file names)")
+    for line in type_advice([Slide(row["slide_id"], row["case_id"], row["path"]) for row in rows]):
+        print(line)
     print("Next: add the label columns to cases.tsv, name them under `tasks` in config.yaml, then `histoweave doctor`.")
     return 0
+
+
+def type_advice(slides: Sequence[Slide]) -> list[str]:
+    """What TCGA barcodes say about the slides and the config should decide, a line each."""
+    counts = count_types(slides)
+    lines = [f"TCGA slide types: {describe_types(counts)}."] if counts else []
+    if mixes_preparations(counts):
+        lines.append(
+            "  Paraffin (DX) and frozen (TS, BS, MS) sections look different: keep one kind, e.g. with"
+            " `slide_types: [DX]` under `inputs` in config.yaml."
+        )
+    normal = [slide.slide_id for slide in slides if (found := slide_type(slide)) and not found.is_tumour]
+    if normal:
+        lines.append(
+            f"  {len(normal)} slides are not of a tumour ({', '.join(normal[:3])}{', ...' if normal[3:] else ''}):"
+            " the workflow leaves them out, unless `keep_normal: true` under `inputs`."
+        )
+    return lines
 
 
 def slide_files(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 # The cohort joined before any compute, and the one fold assignment that everything shares. The report comes first by
-# priority and by claiming every core, not as an input of later stages: a changed label must not rerun the slides.
+# priority and by claiming every core, not as an input of later stages: a changed label must not rerun the slides. It runs
+# where Snakemake runs, because a cluster job would be given fewer cores than it claims.
 
 
 rule join_cohort:
@@ -21,6 +22,8 @@ rule join_cohort:
         tasks=config["tasks"],
         expression=config["expression"],
         path=expression_path,
+        slide_types=WANTED_TYPES,
+        reads_slides=READS_SLIDES,
     script:
         "../scripts/join_cohort.py"
 

@@ -1,5 +1,6 @@
 # Sheets, batches, wildcards and input functions. Contains no rule and nothing heavier than the sheets.
 import os
+import re
 import sys
 
 sys.path.insert(0, str(workflow.basedir))
@@ -8,10 +9,14 @@ from models.registry import CLINICAL_COLUMNS
 from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.cohort import batches, read_cases, read_slides
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.files import digest_of
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.slide_files import files_of_slide
+from pipeline.contracts.slide_files import files_of_slide, is_remote
+from pipeline.contracts.slide_types import select_types
+from pipeline.contracts.stain_targets import target_kind
 from pipeline.contracts.tasks import PRETRAIN, PRETRAINING
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
@@ -20,7 +25,9 @@ from snakemake.exceptions import WorkflowError
 
 try:
     config = checked(config)
+    WANTED_TYPES = {key: config["inputs"][key] for key in ("slide_types", "keep_normal")}
     SLIDES = read_slides(config["inputs"]["slides"]) if config["inputs"]["slides"] else []
+    SLIDES = select_types(SLIDES, **WANTED_TYPES)
     CASES = read_cases(config["inputs"]["cases"])
     check_cohort(config, SLIDES, CASES)
     check_ledger(config["splits"]["file"], layout.splits(RESULTS))
@@ -30,10 +37,14 @@ except HistoweaveError as error:
 BATCHES = batches(SLIDES)
 ALL_CORES = workflow.resource_settings.cores or 1
 CASES_DIGEST = digest_of(sorted(CASES.rows))
+TARGET_KIND = target_kind(config["stain"]["target"], [slide.slide_id for slide in SLIDES])
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
 ALL_TASKS = {**TASKS, PRETRAIN: {"name": PRETRAIN, "kind": PRETRAINING}}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
+ADOPTED = [slug for slug, encoder in ENCODERS.items() if encoder["weights"] == IMPORTED]
+EMBEDDED = [slug for slug in ENCODERS if slug not in ADOPTED]
+READS_SLIDES = bool(EMBEDDED) or not ENCODERS
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
 FOLDS = list(range(config["splits"]["folds"]))
 RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]  # pre-training among them
@@ -47,8 +58,18 @@ wildcard_constraints:
     experiment=r"[A-Za-z0-9._-]+",
 
 
+def one_of(names):
+    """Regular expression of a wildcard that takes these values only."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 def batch_indexes(stage):
     return [layout.batch_index(RESULTS, stage, batch) for batch in BATCHES]
+
+
+def embedded_indexes():
+    """What one embedding job declares: an index per encoder (a name that nobody asks for where there is none)."""
+    return [layout.batch_index(RESULTS, f"features/{e}", "{batch}") for e in EMBEDDED or ["none"]]
 
 
 def sheet_rows(wildcards):
@@ -60,6 +81,9 @@ def slide_identities(wildcards):
     """Size and time of all files of the batch's slides: a replaced one reruns the batch, a missing one stops nothing."""
     identities = []
     for slide in BATCHES[wildcards.batch]:
+        if is_remote(slide.path):  # planning asks nothing of the network
+            identities.append(f"{slide.slide_id} {slide.path}")
+            continue
         try:
             stats = [os.stat(path) for path in files_of_slide(slide.path)]
             identities.append(" ".join([slide.slide_id, *(f"{s.st_size} {s.st_mtime_ns}" for s in stats)]))
@@ -68,9 +92,32 @@ def slide_identities(wildcards):
     return identities
 
 
+def annotation_identities(wildcards):
+    """Size and time of the batch's files of outlines, so that an edited one reruns the batch; none where none is used."""
+    pattern = config["tissue"]["annotations"]
+    if pattern is None:
+        return []
+    paths = [pattern.replace("{slide_id}", slide.slide_id) for slide in BATCHES[wildcards.batch]]
+    stats = [os.stat(path) if os.path.isfile(path) else None for path in paths]
+    return [f"{s.st_size} {s.st_mtime_ns}" if s else "missing" for s in stats]
+
+
 def batch_cases(wildcards):
     """The case ids of the batch that the clinical sheet knows."""
     return sorted({s.case_id for s in BATCHES[wildcards.batch]} & CASES.rows.keys())
+
+
+def listed_features(wildcards):
+    """What the list of an encoder's features is made from: other encoders' arrival is none of its business."""
+    indexes = batch_indexes(f"features/{wildcards.encoder}")
+    if wildcards.encoder in ADOPTED:
+        return {"batches": indexes}
+    return {
+        "batches": [ancient(index) for index in indexes],
+        "upstream": batch_indexes("stain"),
+        "facts": layout.encoder_facts(RESULTS, wildcards.encoder),
+        "target": stain_target(),
+    }
 
 
 def needs(experiment, modality):
@@ -81,10 +128,29 @@ def expression_table():
     return layout.expression(RESULTS) if HAS_RNA else []
 
 
+def target_fits():
+    """The stain fits that the target is made of. Later slides do not change a cohort's median: their time is ignored."""
+    if TARGET_KIND == "cohort":
+        return [ancient(index) for index in batch_indexes("stain")]
+    if TARGET_KIND == "slide":
+        batch = next(b for b, slides in BATCHES.items() for s in slides if s.slide_id == config["stain"]["target"])
+        return [layout.batch_index(RESULTS, "stain", batch)]
+    return []
+
+
+def target_file():
+    return [config["stain"]["target"]] if TARGET_KIND in ("stains", "image", "slide_file") else []
+
+
+def slide_list():
+    """The page that lists the pages of all slides; none where features are imported and no slide is read."""
+    return [layout.slide_pages(RESULTS)] if SLIDES and READS_SLIDES else []
+
+
 def stain_target():
-    """A file of the user's that colours are matched to."""
-    used = config["stain"]["method"] != "none" and config["stain"]["target"] != "builtin"
-    return [config["stain"]["target"]] if used else []
+    """The file of the stains that tiles are painted in; none where they are the built-in ones or stay as they are."""
+    used = config["stain"]["method"] != "none" and TARGET_KIND != "builtin"
+    return [layout.stain_target(RESULTS)] if used else []
 
 
 def expression_path(wildcards):
@@ -92,11 +158,18 @@ def expression_path(wildcards):
 
 
 def expression_files():
-    """The expression table, or every file of a folder of tables."""
-    path = config["inputs"]["expression"]
-    if path and os.path.isdir(path):
-        return sorted(os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-    return [path] if path else []
+    """The expression tables, of a folder every file."""
+    files = []
+    for source in table_sources(config["inputs"]["expression"]):
+        folder = os.path.isdir(source.path)
+        inside = [os.path.join(top, name) for top, _, names in os.walk(source.path) for name in names]
+        files += sorted(inside) if folder else [source.path]
+    return files
+
+
+def alias_file():
+    """The user's table of gene names."""
+    return [config["expression"]["aliases"]] if config["expression"]["aliases"] else []
 
 
 def gene_sets(wildcards):

@@ -5,6 +5,7 @@ rule prepare_expression:
     input:
         table=expression_files(),
         lists=gene_lists(),
+        aliases=alias_file(),
     output:
         table=layout.expression(RESULTS),
     log:
@@ -17,6 +18,7 @@ rule prepare_expression:
         path=expression_path,
         gene_sets=gene_sets,
         cases=CASES_DIGEST,
+        cohorts=column_values(["cohort"]),
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/prepare_expression.py"
@@ -27,6 +29,7 @@ rule select_genes:
         expression=rules.prepare_expression.output.table,
         splits=layout.splits(RESULTS),
         lists=gene_lists(),
+        aliases=alias_file(),
     output:
         genes=[layout.genes(RESULTS, "{task}", k) for k in FOLDS],
     log:

@@ -1,8 +1,49 @@
 # What people look at, and the verdict on the whole run.
 
 
+rule describe_slides:
+    input:
+        check=rules.check_slides.output.index,
+        tissue=rules.detect_tissue.output.index,
+        tiles=rules.tile_slides.output.index,
+        stain=rules.fit_stains.output.index,
+        features=lambda w: [layout.batch_index(RESULTS, f"features/{e}", w.batch) for e in EMBEDDED],
+        target=stain_target(),
+    output:
+        index=layout.batch_index(RESULTS, "quality", "{batch}"),
+    log:
+        "logs/describe_slides/{batch}.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 2
+    params:
+        revision=REVISIONS["quality"],
+        encoders=EMBEDDED,
+        stain=config["stain"],
+        simulated=config["inputs"]["simulated"],
+    script:
+        "../scripts/describe_slides.py"
+
+
+rule list_slides:
+    input:
+        batches=batch_indexes("quality"),
+    output:
+        page=layout.slide_pages(RESULTS),
+    log:
+        "logs/list_slides.log",
+    conda:
+        "../../envs/report.yaml"
+    params:
+        revision=REVISIONS["quality"],
+        simulated=config["inputs"]["simulated"],
+    script:
+        "../scripts/list_slides.py"
+
+
 rule build_report:
     input:
+        slides=slide_list(),
         cohort=rules.join_cohort.output.table,
         splits=rules.make_splits.output.splits if TASKS else [],
         features=[layout.features_index(RESULTS, e) for e in ENCODERS],
@@ -27,6 +68,7 @@ rule conclude:
     input:
         report=rules.build_report.output.report,
         slides=[i for e in ENCODERS for i in batch_indexes(f"features/{e}")],
+        features=[layout.features_index(RESULTS, e) for e in ENCODERS],
         trained=[layout.models_index(RESULTS, t, x) for t, x in RUNS],
     output:
         verdict=layout.verdict(RESULTS),

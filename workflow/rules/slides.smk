@@ -31,6 +31,7 @@ rule detect_tissue:
     params:
         revision=REVISIONS["tissue"],
         section=config["tissue"],
+        annotations=annotation_identities,
     script:
         "../scripts/detect_tissue.py"
 
@@ -69,31 +70,55 @@ rule fit_stains:
         "../scripts/fit_stains.py"
 
 
-rule prepare_encoder:
+rule choose_stain_target:
     input:
-        weights=lambda wildcards: ENCODERS[wildcards.encoder]["path"] or [],
+        fits=target_fits(),
+        file=target_file(),
+    output:
+        target=layout.stain_target(RESULTS),
+    log:
+        "logs/choose_stain_target.log",
+    conda:
+        "../../envs/slides.yaml"
+    params:
+        revision=REVISIONS["stain"],
+        section=config["stain"],
+        kind=TARGET_KIND,
+        tissue=config["tissue"] if TARGET_KIND == "slide_file" else {},
+        tiles=config["tiles"] if TARGET_KIND == "slide_file" else {},
+    script:
+        "../scripts/choose_stain_target.py"
+
+
+# Where the network is: on a cluster, with `snakemake weights` or by itself on the machine that submits the jobs.
+rule fetch_weights:
+    input:
+        file=lambda wildcards: ENCODERS[wildcards.encoder]["path"] or [],
     output:
         facts=layout.encoder_facts(RESULTS, "{encoder}"),
+        weights=layout.encoder_weights(RESULTS, "{encoder}"),
     log:
-        "logs/prepare_encoder/{encoder}.log",
+        "logs/fetch_weights/{encoder}.log",
     conda:
         "../../envs/torch.yaml"
     params:
         revision=REVISIONS["features"],
         encoder=lambda wildcards: ENCODERS[wildcards.encoder],
     script:
-        "../scripts/prepare_encoder.py"
+        "../scripts/fetch_weights.py"
 
 
+# One pass over a slide for all encoders that lack it: an added encoder finds the others finished.
 rule embed_tiles:
     input:
         upstream=rules.fit_stains.output.index,
-        facts=rules.prepare_encoder.output.facts,
+        facts=[layout.encoder_facts(RESULTS, e) for e in EMBEDDED],
+        weights=[layout.encoder_weights(RESULTS, e) for e in EMBEDDED],
         target=stain_target(),
     output:
-        index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
+        indexes=embedded_indexes(),
     log:
-        "logs/embed_tiles/{encoder}/{batch}.log",
+        "logs/embed_tiles/{batch}.log",
     conda:
         "../../envs/torch.yaml"
     threads: 8
@@ -101,17 +126,37 @@ rule embed_tiles:
         gpu=1,
     params:
         revision=REVISIONS["features"],
-        encoder=lambda wildcards: ENCODERS[wildcards.encoder],
+        encoders=[ENCODERS[e] for e in EMBEDDED],
         stain=config["stain"],
         section=config["embedding"],
     script:
         "../scripts/embed_tiles.py"
 
 
+rule adopt_features:
+    input:
+        imported=lambda wildcards: f"{ENCODERS[wildcards.encoder]['path']}/index.tsv",
+    output:
+        index=layout.batch_index(RESULTS, "features/{encoder}", "{batch}"),
+    log:
+        "logs/adopt_features/{encoder}/{batch}.log",
+    wildcard_constraints:
+        encoder=one_of(ADOPTED),
+    conda:
+        "../../envs/slides.yaml"
+    params:
+        revision=REVISIONS["import"],
+        slides=sheet_rows,
+        cases=batch_cases,
+    script:
+        "../scripts/adopt_features.py"
+
+
+# The indexes of an encoder's batches are also written when another encoder is added (hence `ancient`); its list changes
+# with what its features are made from.
 rule index_features:
     input:
-        batches=batch_indexes("features/{encoder}"),
-        facts=rules.prepare_encoder.output.facts,
+        unpack(listed_features),
     output:
         index=layout.features_index(RESULTS, "{encoder}"),
     log:
@@ -120,5 +165,7 @@ rule index_features:
         "../../envs/torch.yaml"
     params:
         revision=REVISIONS["features"],
+        stain=config["stain"],
+        section=config["embedding"],
     script:
         "../scripts/index_features.py"

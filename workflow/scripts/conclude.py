@@ -6,6 +6,7 @@ from workflow.job import job
 with job(snakemake):
     conclude(
         snakemake.input.slides,
+        snakemake.input.features,
         snakemake.input.trained,
         snakemake.params.allow_failed,
         snakemake.output.verdict,

@@ -1,20 +1,20 @@
-"""Embed the tiles of every slide of the batch at all magnifications."""
+"""Embed the tiles of every slide of the batch with all encoders, at all magnifications."""
 
-from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
 from pipeline.contracts.layout import RESULTS
-from pipeline.embedding import EmbeddingParams, EmbeddingStage
+from pipeline.embedding import EmbeddingJob, EmbeddingParams, EmbeddingStage, embed_batch
 from pipeline.encoders import EncoderSpec
+from pipeline.guard import guarded
 from pipeline.stain import StainParams
 from workflow.job import job
 
+
+def work(watch):
+    stain, section = StainParams(**snakemake.params.stain), EmbeddingParams(**snakemake.params.section)
+    shared = EmbeddingJob(RESULTS, stain, section, snakemake.threads)
+    stages = [EmbeddingStage(shared, EncoderSpec(**encoder)) for encoder in snakemake.params.encoders]
+    embed_batch(stages, read_batch(snakemake.input.upstream), snakemake.output.indexes, watch)
+
+
 with job(snakemake):
-    stage = EmbeddingStage(
-        RESULTS,
-        EncoderSpec(**snakemake.params.encoder),
-        snakemake.input.facts,
-        StainParams(**snakemake.params.stain),
-        EmbeddingParams(**snakemake.params.section),
-        threads=snakemake.threads,
-    )
-    run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index)
+    guarded(work)

@@ -10,6 +10,8 @@ with job(snakemake):
         expression=snakemake.params.path,
         expression_params=snakemake.params.expression,
         tasks=snakemake.params.tasks,
+        **snakemake.params.slide_types,
+        reads_slides=snakemake.params.reads_slides,
         table=snakemake.output.table,
         page=snakemake.output.page,
     )

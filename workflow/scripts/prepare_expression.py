@@ -5,10 +5,12 @@ from pipeline.expression import ExpressionParams, prepare_expression
 from workflow.job import job
 
 with job(snakemake):
+    cases = read_cases(snakemake.params.sheet).rows
     prepare_expression(
         snakemake.params.path,
         snakemake.output.table,
         ExpressionParams(**snakemake.params.section),
-        list(read_cases(snakemake.params.sheet).rows),
+        list(cases),
         *snakemake.params.gene_sets,
+        cohorts={case: row.get("cohort", "") for case, row in cases.items()},
     )

@@ -13,4 +13,6 @@ with job(snakemake):
         GeneParams(**snakemake.params.section),
         snakemake.output.genes,
         snakemake.wildcards.task,
+        classes=labels.label,
+        aliases=next(iter(snakemake.input.aliases), None),
     )

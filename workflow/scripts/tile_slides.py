@@ -3,9 +3,16 @@
 from pipeline.batches import run_batch
 from pipeline.contracts.batches import read_batch
 from pipeline.contracts.layout import RESULTS
+from pipeline.guard import LOOKING, guarded
 from pipeline.tiling import TilingParams, TilingStage
 from workflow.job import job
 
-with job(snakemake):
+
+def work(watch):
     stage = TilingStage(RESULTS, TilingParams(**snakemake.params.section))
-    run_batch(stage, read_batch(snakemake.input.upstream), snakemake.output.index, snakemake.threads)
+    upstream = read_batch(snakemake.input.upstream)
+    run_batch(watch.stage(stage), upstream, snakemake.output.index, watch.threads(snakemake.threads))
+
+
+with job(snakemake):
+    guarded(work, LOOKING)

@@ -57,8 +57,8 @@ class SimulatedSlide:
     """One slide and what is odd about it.
 
     `kind` is ``plain``, ``pen`` (marker on glass and tissue), ``untagged`` (um per pixel in the sheet
-    only), ``blank`` (no tissue), ``blurred`` (excluded in the sheet) or ``truncated`` (a damaged file,
-    which the sheet does not tell).
+    only), ``artefacts`` (a fold, and a third of the width out of focus), ``blank`` (no tissue), ``blurred``
+    (excluded in the sheet) or ``truncated`` (a damaged file, which the sheet does not tell).
     """
 
     slide_id: str
@@ -106,7 +106,7 @@ def _spread(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def list_slides(cases: list[SimulatedCase]) -> list[SimulatedSlide]:
     """One slide per case, a second one for about every third case, with the oddities on fixed cases."""
-    first = {2: "pen", 3: "untagged"}
+    first = {2: "pen", 3: "untagged", 6: "artefacts"}
     second = {0: "truncated", 3: "blurred", 5: "blank"}
     slides = []
     for i, case in enumerate(cases):

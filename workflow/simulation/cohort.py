@@ -30,7 +30,7 @@ from workflow.simulation.symbols import SYMBOLS_PATH, read_symbols, signature_fl
 logger = logging.getLogger(__name__)
 
 KIND, FORMAT_VERSION = "histoweave simulated cohort", 1
-REVISION = 1  #: raise when the simulation's code changes what it draws
+REVISION = 2  #: raise when the simulation's code changes what it draws
 RECORD = "simulation.json"
 TRUNCATED_AT = 0.6  #: share of its bytes that the damaged slide keeps
 NOTICE = """SIMULATED DATA

@@ -10,6 +10,9 @@ from workflow.simulation.stains import BASES, paint
 
 COARSE_UM = 8.0  #: um per pixel at which the shapes of tissue, nests and stroma are laid out
 
+BLUR_UM = 5.0  #: sigma of what is out of focus
+FOLD_UM = 55.0
+
 
 def render_slide(slide: SimulatedSlide, case: SimulatedCase, size: tuple[int, int], seed: int) -> np.ndarray:
     """Render level 0 of a slide.
@@ -41,8 +44,12 @@ def render_slide(slide: SimulatedSlide, case: SimulatedCase, size: tuple[int, in
     image = paint(cv2.GaussianBlur(h, (0, 0), 0.35 / um), cv2.GaussianBlur(e, (0, 0), 0.35 / um), BASES[case.site])
     if slide.kind == "pen":
         _draw_pen(rng, image, um)
+    if slide.kind == "artefacts":
+        _draw_fold(image, um, BASES[case.site].white)
+        third = width // 3
+        image[:, -third:] = cv2.GaussianBlur(image, (0, 0), BLUR_UM / um)[:, -third:]
     if slide.kind == "blurred":
-        image = cv2.GaussianBlur(image, (0, 0), 5 / um)
+        image = cv2.GaussianBlur(image, (0, 0), BLUR_UM / um)
     return image
 
 
@@ -180,3 +187,13 @@ def _draw_pen(rng: np.random.Generator, image: np.ndarray, um: float) -> None:
     marked = ink > 0
     transmitted = np.array([0.13, 0.58, 0.35])
     image[marked] = (image[marked] * (1 - ink[marked, None] / 255 * (1 - transmitted))).astype(np.uint8)
+
+
+def _draw_fold(image: np.ndarray, um: float, white: tuple[float, float, float]) -> None:
+    """Lay the tissue over itself along a line from the left to beyond the middle, in place: densities double."""
+    height, width = image.shape[:2]
+    fold = np.zeros((height, width), np.uint8)
+    start, stop = (round(0.02 * width), round(0.3 * height)), (round(0.7 * width), round(0.65 * height))
+    cv2.line(fold, start, stop, 1, round(FOLD_UM / um))
+    doubled = fold > 0
+    image[doubled] = np.minimum(image[doubled].astype(np.float32) ** 2 / np.asarray(white, np.float32), 255)

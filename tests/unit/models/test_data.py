@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from models.data import Cohort, Collator, Sample, array_digest, fixed_length_rows, samples_of, targets_of
 from models.survival import Intervals
+from pipeline.contracts.errors import FormatError, InputError
+from pipeline.contracts.features import read_bag
 from pipeline.contracts.genes import read_genes
 from pipeline.contracts.tasks import read_labels
 from tests.toy_cohort import GRADE, SURVIVAL, SYMBOLS, WIDTH, make_toy
@@ -126,3 +130,71 @@ def test_array_digest_sees_shape_dtype_and_content():
     a = np.arange(6.0)
     assert array_digest(a) == array_digest(a.copy()[::1])
     assert len({array_digest(v) for v in (a, a.reshape(2, 3), a.astype(np.float32), a + 1)}) == 4
+
+
+class TestPair:
+    """Two magnifications of each slide, the finer linked to the coarser."""
+
+    @pytest.fixture
+    def inputs(self, tmp_path):
+        return make_toy(n=8, pair=True).write(tmp_path)
+
+    def test_every_tile_lies_in_its_parent(self, inputs):
+        cohort = Cohort(inputs.features_index, magnifications=2)
+        assert cohort.magnification == (20, 10)
+        batch = Collator(cohort, {"slides"})([Sample("C01"), Sample("C00")])
+        coarser = batch.coarser
+        assert batch.case_ids == coarser.case_ids and coarser.coarser is None and not coarser.has_genes.any()
+        alone = Collator(Cohort(inputs.features_index, 10), {"slides"})([Sample("C01"), Sample("C00")])
+        for name in ("features", "mask", "slide", "cell", "coords"):
+            assert torch.equal(getattr(coarser, name), getattr(alone, name)), name
+        assert (batch.parent[batch.mask] >= 0).all() and (batch.parent[~batch.mask] == -1).all()
+        row = torch.arange(2)[:, None].expand_as(batch.parent)[batch.mask]
+        parents = batch.parent[batch.mask]
+        assert batch.slide.max() == 1 and torch.equal(batch.slide[batch.mask], coarser.slide[row, parents])
+        assert torch.equal(batch.coords[batch.mask] // 896, coarser.coords[row, parents] // 448)
+
+    def test_a_slide_without_one_of_them_is_not_usable(self, inputs):
+        index = inputs.features_index
+        kept = [line for line in index.read_text().splitlines() if not ("C03-S0" in line and "10x" in line)]
+        index.write_text("\n".join(kept) + "\n")
+        cohort = Cohort(index, (20, 10))
+        assert cohort.lacking("C03", {"slides"}) == "no usable slide at 20x and 10x" and not cohort.lacking(
+            "C01", {"slides"}
+        )
+        digests = cohort.slide_digests("C00")
+        assert [len(row) for row in digests] == [3, 3] and len({tuple(row) for row in digests}) == 2
+
+    def test_one_magnification_is_not_two(self, tmp_path):
+        with pytest.raises(InputError, match="the model reads 2 magnifications, here is 10x"):
+            Cohort(make_toy(n=4).write(tmp_path).features_index, magnifications=2)
+
+    def test_links_that_skip_a_magnification_are_refused(self, inputs, monkeypatch):
+        real = read_bag
+
+        def between(path):
+            bag = real(path)
+            return replace(bag, source=replace(bag.source, slide_magnifications=(20.0, 15.0, 10.0)))
+
+        monkeypatch.setattr("models.data.read_bag", between)
+        with pytest.raises(InputError, match="the tiles of 20x lie in those of 15x, not of 10x"):
+            Collator(Cohort(inputs.features_index, (20, 10)), {"slides"})([Sample("C01")])
+
+    def test_links_to_tiles_that_are_not_there_are_refused(self, inputs, monkeypatch):
+        monkeypatch.setattr(
+            "models.data.read_bag", lambda path: replace(read_bag(path), parent=read_bag(path).parent + 9)
+        )
+        with pytest.raises(FormatError, match="names parents that"):
+            Collator(Cohort(inputs.features_index, (20, 10)), {"slides"})([Sample("C01")])
+
+    def test_reference_samples_have_equal_lengths_and_no_links(self, inputs):
+        batch = Collator(Cohort(inputs.features_index, (20, 10)), {"slides"}, fixed_length=16)(
+            [Sample("C00", "C00-S1")]
+        )
+        assert batch.features.shape == batch.coarser.features.shape == (1, 16, WIDTH)
+        assert (batch.parent == -1).all() and batch.mask.all()
+
+    def test_moving_a_batch_moves_both(self, inputs):
+        batch = Collator(Cohort(inputs.features_index, (20, 10)), {"slides"})([Sample("C01")])
+        moved = replace(batch, lesson={"a": torch.zeros(1)}).to(torch.device("meta"))
+        assert moved.coarser.features.is_meta and moved.parent.is_meta and moved.lesson["a"].is_meta

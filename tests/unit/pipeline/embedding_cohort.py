@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pipeline.batches import run_batch
+from pipeline.batches import Lack
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import EncoderFacts, write_facts
 from pipeline.contracts.slides import SlideFacts, write_slide_facts
 from pipeline.contracts.stains import StainFit, colours_from, write_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, write_tiles
-from pipeline.embedding import EmbeddingParams, EmbeddingStage
+from pipeline.embedding import EmbeddingJob, EmbeddingParams, EmbeddingStage, embed_batch
+from pipeline.embedding_pass import embed_all
 from pipeline.encoders import EncoderSpec
 from pipeline.stain import StainParams
 
@@ -45,26 +47,70 @@ class StubEncoder:
         pixels = tiles.reshape(len(tiles), -1, 3).astype(np.float32)
         return np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1)
 
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        return self.encode(tiles)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    values: np.ndarray
+
+    def array(self) -> np.ndarray:
+        return self.values
+
+
+class StubDevice:
+    """The host's memory, without torch."""
+
+    stages_tiles = False
+
+    def send(self, tiles: np.ndarray) -> np.ndarray:
+        return tiles
+
+    def fetch(self, features: np.ndarray) -> Arrived:
+        return Arrived(features)
+
+    def __str__(self) -> str:
+        return "stub"
+
+
+class StubJob(EmbeddingJob):
+    @cached_property
+    def device(self) -> StubDevice:
+        return StubDevice()
+
 
 class StubStage(EmbeddingStage):
-    """The stage with the encoder of `stub`, which never imports torch."""
-
-    stub: StubEncoder
+    """The stage with an encoder that never imports torch."""
 
     @cached_property
     def encoder(self) -> StubEncoder:
         return self.stub
 
+    def make(self, slide_id: str, digest: str) -> str:
+        return make(self, slide_id, digest)
+
+
+def make(stage: EmbeddingStage, slide_id: str, digest: str) -> str:
+    """Embed one slide whatever its batch says; its remark. Raises what is the slide's fault."""
+    (made,) = embed_all([stage], [Lack(slide_id, {0: digest}, 1)], 1)
+    if isinstance(made.outcome, Exception):
+        raise made.outcome
+    return made.outcome
+
+
+def run_batch(stage: EmbeddingStage, upstream: dict[str, BatchRow], index_path: Path) -> list[BatchRow]:
+    return embed_batch([stage], upstream, [index_path])[0]
+
 
 def stub_stage(results: Path, stain: str = "none", threads: int = 2, seconds: float = 0, **params: object) -> StubStage:
-    stage = StubStage(
-        results,
-        EncoderSpec("tiny", "stub", weights="random"),
-        layout.encoder_facts(results, "tiny"),
-        StainParams(method=stain),
-        EmbeddingParams(**{"batch_size": 8, **params}),
-        threads=threads,
-    )
+    job = StubJob(results, StainParams(method=stain), EmbeddingParams(**{"batch_size": 8, **params}), threads)
+    return stub_of(job, "tiny", seconds)
+
+
+def stub_of(job: EmbeddingJob, slug: str, seconds: float = 0) -> StubStage:
+    """A stage of a job, for an encoder of `make_cohort`."""
+    stage = StubStage(job, EncoderSpec(slug, "stub", weights="random"))
     object.__setattr__(stage, "stub", StubEncoder(seconds))
     return stage
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from pipeline.bag_index import collect_bags
-from pipeline.batches import run_batch
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import write_facts
@@ -24,12 +23,20 @@ from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.contracts.features import Bag, read_bag, read_index, write_bag, write_index
 from pipeline.contracts.stains import read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles, write_tiles
-from pipeline.embedding import EmbeddingParams, EmbeddingStage
-from pipeline.encoders import EncoderSpec, write_encoder_facts
+from pipeline.embedding import EmbeddingJob, EmbeddingParams, EmbeddingStage
+from pipeline.encoders import EncoderSpec, fetch_weights
 from pipeline.slide import SlideReader, open_slide
 from pipeline.stain import StainParams
 from pipeline.stain_transfer import apply
-from tests.unit.pipeline.embedding_cohort import FACTS, UM_PER_PX, StubEncoder, make_cohort, stub_stage
+from tests.unit.pipeline.embedding_cohort import (
+    FACTS,
+    UM_PER_PX,
+    StubEncoder,
+    make,
+    make_cohort,
+    run_batch,
+    stub_stage,
+)  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -116,9 +123,7 @@ def test_same_bytes_for_any_number_of_readers(tmp_path: Path) -> None:
         make_cohort(folder, slides=2, seed=5, stain="vahadane")
         for slide_id in ("s0", "s1"):
             stub_stage(folder, "vahadane", threads=threads, ahead=ahead).make(slide_id, "d")
-        contents.append(
-            {p.relative_to(folder): p.read_bytes() for p in (folder / "features").rglob("*") if p.is_file()}
-        )
+        contents.append({p.relative_to(folder): p.read_bytes() for p in (folder / "features").rglob("*.h5")})
     assert contents[0] == contents[1] and len(contents[0]) == 4
 
 
@@ -126,11 +131,9 @@ def test_with_a_network(tmp_path: Path) -> None:
     """Through timm and torch: finite, the same again, and the plain network's answer for a batch."""
     rows = make_cohort(tmp_path)
     spec = EncoderSpec("tiny", "test_resnet.r160_in1k", weights="random")
-    write_encoder_facts(spec, layout.encoder_facts(tmp_path, "tiny"))
-    stage = EmbeddingStage(
-        tmp_path, spec, layout.encoder_facts(tmp_path, "tiny"), StainParams(method="none"),
-        EmbeddingParams(batch_size=8, device="cpu"),
-    )  # fmt: skip
+    fetch_weights(spec, layout.encoder_facts(tmp_path, "tiny"), layout.encoder_weights(tmp_path, "tiny"))
+    params = EmbeddingParams(batch_size=8, device="cpu")
+    stage = EmbeddingStage(EmbeddingJob(tmp_path, StainParams(method="none"), params), spec)
     done = run_batch(stage, rows, tmp_path / "batch.tsv")
     assert [(row.status, row.reason) for row in done] == [("ok", "")]
     fine, _ = bags(tmp_path)
@@ -142,7 +145,7 @@ def test_with_a_network(tmp_path: Path) -> None:
     np.testing.assert_array_equal(fine.features[8:16], stage.encoder.encode(pixels))
     before = bag_path(tmp_path, 20).read_bytes()
     bag_path(tmp_path, 20).unlink()
-    stage.make("s0", done[0].digest)
+    make(stage, "s0", done[0].digest)
     assert bag_path(tmp_path, 20).read_bytes() == before
 
 
@@ -308,14 +311,14 @@ def test_a_job_that_finds_everything_never_imports_torch(tmp_path: Path) -> None
     run_batch(stage, rows, tmp_path / "batch.tsv")
     code = f"""
 import sys
-from pipeline.batches import run_batch
 from pipeline.contracts.batches import BatchRow
-from pipeline.embedding import EmbeddingParams, EmbeddingStage
+from pipeline.embedding import EmbeddingJob, EmbeddingParams, EmbeddingStage, embed_batch
 from pipeline.encoders import EncoderSpec
 from pipeline.stain import StainParams
-stage = EmbeddingStage({str(tmp_path)!r}, EncoderSpec('tiny', 'stub', weights='random'),
-    {layout.encoder_facts(tmp_path, "tiny")!r}, StainParams(method='none'), EmbeddingParams(batch_size=8))
-done = run_batch(stage, {{'s0': BatchRow('s0', 'c0', 'ok', 'stain', digest='stain-0')}}, {str(tmp_path / "b.tsv")!r})
+job = EmbeddingJob({str(tmp_path)!r}, StainParams(method='none'), EmbeddingParams(batch_size=8))
+stage = EmbeddingStage(job, EncoderSpec('tiny', 'stub', weights='random'))
+upstream = {{'s0': BatchRow('s0', 'c0', 'ok', 'stain', digest='stain-0')}}
+done = embed_batch([stage], upstream, [{str(tmp_path / "b.tsv")!r}])[0]
 assert done[0].status == 'ok' and done[0].seconds == 0, done
 assert 'torch' not in sys.modules
 """
@@ -347,9 +350,8 @@ def test_an_encoder_that_cannot_be_had_stops_the_job(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("pipeline.encoder_network.load_encoder", load_encoder)
     stage = EmbeddingStage(
-        tmp_path, EncoderSpec("tiny", "stub", weights="random"), layout.encoder_facts(tmp_path, "tiny"),
-        StainParams(method="none"),
-    )  # fmt: skip
+        EmbeddingJob(tmp_path, StainParams(method="none")), EncoderSpec("tiny", "stub", weights="random")
+    )
     with pytest.raises(InputError, match="weights are gone"):
         run_batch(stage, rows, tmp_path / "batch.tsv")
     assert len(tries) == 1
@@ -359,10 +361,7 @@ def test_an_encoder_that_cannot_be_had_stops_the_job(tmp_path: Path, monkeypatch
 def test_a_wrong_target_stops_the_job(tmp_path: Path) -> None:
     make_cohort(tmp_path)
     with pytest.raises(InputError, match=r"config\.yaml stain\.target"):
-        EmbeddingStage(
-            tmp_path, EncoderSpec("tiny", "stub", weights="random"), layout.encoder_facts(tmp_path, "tiny"),
-            StainParams(target="absent.png"),
-        )  # fmt: skip
+        EmbeddingJob(tmp_path, StainParams(target="absent.png"))
 
 
 @pytest.mark.parametrize(
@@ -415,7 +414,8 @@ def embed_in_a_process(results: Path, seconds: float) -> subprocess.Popen[str]:
 
 def feature_files(results: Path) -> dict[Path, bytes]:
     found = (results / "features").rglob("*")
-    return {path.relative_to(results): path.read_bytes() for path in found if path.is_file()}
+    files = [path for path in found if path.is_file() and (path.suffix == ".h5" or path.name.startswith("."))]
+    return {path.relative_to(results): path.read_bytes() for path in files}
 
 
 def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Expression tables of every usual shape become one artefact; bad ones give one clear error."""
 
+import csv
 import gzip
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,6 +16,8 @@ from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.expression import read_expression
 from pipeline.expression import ExpressionParams, prepare_expression
 from pipeline.expression.barcodes import match_samples
+from pipeline.expression.centring import check_label_against_cohorts
+from pipeline.expression.duplicates import gene_rows, merge_genes
 from pipeline.expression.symbols import parse_gene
 from pipeline.expression.units import detect_unit
 from pipeline.signatures import load_signatures
@@ -115,6 +119,9 @@ def test_folder_of_single_sample_star_files(tmp_path, prepare):
     found, _ = prepare(tmp_path / "rna", cases, star_column="tpm_unstranded")
     assert found.unit == "tpm"
     np.testing.assert_allclose(found.raw, in_order(values)[::-1] / 4)
+    for table in (tmp_path / "rna").iterdir():
+        table.write_text(table.read_text().replace("tpm_unstranded", "fpkm_uq_unstranded"))
+    assert prepare(tmp_path / "rna", cases, star_column="fpkm_uq_unstranded")[0].unit == "fpkm_uq"
 
 
 UUIDS = [f"{k}b1fcd38-bd25-4c18-b2d2-0e5a{k}c3e4f5a" for k in range(5)]
@@ -414,9 +421,14 @@ def test_rules_for_repeated_genes(tmp_path, prepare, rule, unit, expected):
 def test_repeated_genes_on_the_log_scale_are_averaged_on_the_linear_one(tmp_path, prepare):
     pseudo = 0.001
     linear = np.random.default_rng().gamma(1, 50, (3, 4))
-    table = write(tmp_path / "t.tsv", np.log2(linear + pseudo), ["EGFR", "EGFR", "TP53"])
+    rows = ["EGFR", "EGFR", "TP53"]
+    merged = merge_genes(np.log2(linear + pseudo).T, gene_rows(rows, "mean", "t"), "mean", "log2")
+    np.testing.assert_allclose(np.exp2(merged[:, 0]) - pseudo, linear[:2].mean(0), rtol=1e-9)
+    table = write(tmp_path / "t.tsv", np.log2(linear + pseudo), rows)
     found, _ = prepare(table, unit="log2")
-    np.testing.assert_allclose(np.exp2(found.raw[:, 0]) - pseudo, linear[:2].mean(0), rtol=1e-9)
+    single = np.log2(linear + pseudo).astype(np.float32).astype(np.float64)  # the artefact's raw layer is float32
+    expected = np.log2(np.mean(np.exp2(single[:2]), axis=0)).astype(np.float32)
+    np.testing.assert_array_equal(found.raw[:, 0], expected)
     with pytest.raises(InputError, match="log2 values cannot be summed"):
         prepare(table, unit="log2", duplicates="sum")
 
@@ -521,6 +533,11 @@ def test_a_unit_that_cannot_be_told_must_be_declared():
         ("linear", np.log2(transcriptome() + 0.001), r"a negative value under unit linear"),
         ("log2", transcriptome(), r"gene g\d+, sample p\d: unit log2, but the value is"),
         ("zscore", np.log2(transcriptome() + 1), r"no value is negative"),
+        ("zscore", np.log2(transcriptome(n_cases=12) + 0.001), r"the genes are not centred .*declare log2"),
+        ("log2", np.random.default_rng().normal(0, 1, (500, 200)), r"standard deviation near 1 .*declare zscore"),
+        ("tpm", transcriptome(16000) / 1e4, r"half of the samples sum to .* over 16000 genes"),
+        ("fpkm", (lambda x: x / x.sum(0) * 1e6)(transcriptome()), r"every sample sums to a million.*declare tpm"),
+        ("fpkm_uq", np.rint(transcriptome()), r"unit fpkm_uq, but all values are whole numbers"),
     ],
 )
 def test_declarations_that_the_numbers_contradict(tmp_path, prepare, declared, values, message):
@@ -675,3 +692,86 @@ def test_real_tables_of_other_units(prepare, name, unit, n_cases, n_genes):
         cases = [line.split(",", 1)[0] for line in handle][1:]
     found, _ = prepare(path, cases)
     assert (found.unit, *found.values.shape) == (unit, n_cases, n_genes)
+
+
+def first_column(path):
+    with gzip.open(path, "rt") as handle:
+        return [line.split(",", 1)[0] for line in handle][1:]
+
+
+def test_real_raw_rsem_to_the_log_scale(prepare):
+    path = real("rna-raw-format/brca10_rsem_raw.tsv.gz")
+    with gzip.open(path, "rt") as handle:
+        header, *lines = [line.rstrip("\n").split("\t") for line in handle]
+    found, report = prepare(path, [name[:12] for name in header[1:]], unit="expected_counts")
+    assert (
+        report["rows_without_symbol"]["number"] == 28 and report["rows_without_symbol"]["examples"][0] == "?|100133144"
+    )
+    assert report["duplicate_symbols"] == 1 and report["samples_not_tumour"]["number"] == 5
+    assert report["previous_symbols_renamed"] == 231
+    assert {"KMT2D", "RBFOX1", "SEPTIN9"} <= set(found.symbols) and not {"MLL2", "A2BP1", "SEPT9"} & set(found.symbols)
+    case = found.cases[0]
+    column = next(i for i, name in enumerate(header) if name.startswith(f"{case}-01"))
+    counts = {row[0].split("|")[0]: float(row[column]) for row in lines if not row[0].startswith("?")}
+    pair = [float(row[column]) for row in lines if row[0].startswith("SLC35E2|")]
+    total = sum(counts.values()) - counts["SLC35E2"] + np.mean(pair)
+    for gene in ("TP53", "ESR1", "GAPDH"):
+        expected = np.log1p(counts[gene] * 1e4 / total)
+        np.testing.assert_allclose(found.values[0, found.symbols.index(gene)], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.raw[0, found.symbols.index("SLC35E2")], np.mean(pair), rtol=1e-6)
+
+
+def test_real_patients_with_two_samples(prepare):
+    path = real("tcga-gi-tpm/coadread_rna.csv.gz")
+    cases = first_column(path)
+    found, report = prepare(path, cases)
+    twice = ["TCGA-G4-6317", "TCGA-G5-6572", "TCGA-NH-A8F7"]
+    assert report["cases_with_several_samples"] == {"number": 3, "examples": twice}
+    assert report["samples_not_chosen"]["number"] == 3
+    with gzip.open(path, "rt") as handle:
+        rows = [line.rstrip("\n").split(",") for line in handle]
+    gene = rows[0].index("FMO2")
+    pair = [float(row[gene]) for row in rows if row[0] == twice[0]]
+    place = (found.cases.index(twice[0]), found.symbols.index("FMO2"))
+    assert pair[0] != pair[1] and found.raw[place] == np.float32(pair[0])
+    mean, _ = prepare(path, cases, aliquots="mean")
+    np.testing.assert_allclose(mean.raw[place], np.log2(np.mean(np.exp2(pair))), rtol=1e-6)
+    with pytest.raises(InputError, match="case TCGA-G4-6317: 2 samples"):
+        prepare(path, cases, aliquots="error")
+
+
+def test_real_microarray_with_old_symbols(prepare):
+    path = real("glioma-geo/phillips_expr.csv.gz")
+    cases = first_column(path)
+    found, report = prepare(path, cases)
+    assert "RBFOX1" in found.symbols and "A2BP1" not in found.symbols
+    assert report["previous_symbols_renamed"] == 199 and report["duplicate_symbols"] == 0
+    _, as_is = prepare(path, cases, symbols="as_is")
+    missing = [len(r["tumour_genes_missing"]) + len(r["tme_genes_missing"]) for r in (report, as_is)]
+    assert missing == [69, 90]  # genes of the built-in lists that the old names would have hidden
+
+
+def test_real_zscores_of_two_studies_are_no_base_for_telling_the_studies_apart(prepare, tmp_path):
+    path = real("glioma-tcga/rna_zscores.csv.gz")
+    with open(real("glioma-tcga/clinical.csv"), newline="") as handle:
+        rows = {row["case_id"]: row for row in csv.DictReader(handle)}
+    study = {case: "GBM" if row["oncotree_code"] == "GBM" else "LGG" for case, row in rows.items()}
+    prepare_expression(path, tmp_path / "z.h5ad", ExpressionParams(), rows, cohorts=study)
+    panel = read_expression(tmp_path / "z.h5ad")
+    with pytest.raises(InputError, match="its label follows the cohort"):
+        check_label_against_cohorts(panel, study, "study", False)
+    for column in ("idh_codel_subtype", "grade", "is_female"):
+        labels = {case: row[column] for case, row in rows.items() if row[column]}
+        check_label_against_cohorts(panel, labels, column, False)
+        check_label_against_cohorts(replace(panel, cohorts=()), labels, column, False)
+
+
+def test_real_cohorts_on_an_absolute_scale_are_joined(prepare):
+    tables = {name: str(real(f"tcga-gi-tpm/{name}_rna.csv.gz")) for name in ("coadread", "stad")}
+    found, report = prepare(tables, [*first_column(tables["coadread"]), *first_column(tables["stad"])])
+    assert found.values.shape == (317 + 336, 1577) and report["tables"] == 2
+    check_label_against_cohorts(found, found.cohort_of(), "organ", False)
+    with pytest.raises(InputError, match=r"different units \(coadread: log2, glioma: zscore\)"):
+        glioma = str(real("glioma-tcga/rna_zscores.csv.gz"))
+        prepare({"coadread": tables["coadread"], "glioma": glioma},
+                [*first_column(tables["coadread"]), *first_column(glioma)])  # fmt: skip

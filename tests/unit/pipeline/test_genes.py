@@ -112,10 +112,18 @@ def test_constant_genes_are_floored_and_outliers_clipped(values):
     assert scaled[9, column] == 6
 
 
-def test_missing_gene_is_named(values):
-    found = choose(values, params=replace(PARAMS, selection="all"))
-    with pytest.raises(InputError, match=rf"1 of {N_GENES} selected genes are not in the expression table \(G07"):
-        found.apply(np.delete(values, 7, axis=1), SYMBOLS[:7] + SYMBOLS[8:])
+def test_missing_genes_stand_at_the_training_mean_up_to_a_share(values, caplog):
+    found = choose(values, params=replace(PARAMS, selection="all", max_missing=0.05))  # 3 of 60
+    left = [i for i in range(N_GENES) if i not in (7, 30, 59)]
+    given = [SYMBOLS[i] for i in left]
+    assert set(found.missing(given)) == {"G07", "G30", "G59"}
+    scaled, whole = found.apply(values[:, left], given), found.apply(values, SYMBOLS)
+    absent = np.isin(found.genes, ["G07", "G30", "G59"])
+    assert (scaled[:, absent] == 0).all()
+    np.testing.assert_array_equal(scaled[:, ~absent], whole[:, ~absent])
+    assert "3 of 60 selected genes are not in the expression table (G" in caplog.text
+    with pytest.raises(InputError, match=r"4 of 60 selected genes .* more than the share 0\.05 \(genes\.max_missing\)"):
+        found.apply(values[:, left[1:]], given[1:])
 
 
 def test_zscores_with_hvg_are_refused_and_with_all_taken(values):
@@ -181,7 +189,7 @@ def test_digest_follows_training_values_ids_and_parameters(values):
     assert choose(values, training=TRAINING[::-1]).digest == base
 
 
-def leaky(expression, training_cases, params, task, fold, signatures=None):
+def leaky(expression, training_cases, params, task, fold, signatures=None, validation_cases=()):
     """The mistake that the leakage test must catch: genes chosen on every case of the table."""
     return select_genes(expression, expression.cases, params, task, fold, signatures)
 

@@ -77,10 +77,23 @@ def test_conclude_lists_failures_unless_allowed(tmp_path):
     folds = [{"fold": 0, "status": "ok", "reason": ""}, {"fold": 1, "status": "failed", "reason": "no event"}]
     write_table(index, ["fold", "status", "reason"], folds)
     with pytest.raises(HistoweaveError) as caught:
-        conclude([tmp_path / "one.tsv"] * 2, [index], False, tmp_path / "verdict.tsv")
+        conclude([tmp_path / "one.tsv"] * 2, [], [index], False, tmp_path / "verdict.tsv")
     assert "2 failed" in str(caught.value)
     assert "slide b at check: cut" in str(caught.value)
     assert "model grade/snn/fold1 at train: no event" in str(caught.value)
     assert not (tmp_path / "verdict.tsv").exists()
-    assert len(conclude([tmp_path / "one.tsv"], [index], True, tmp_path / "verdict.tsv")) == 2
-    assert conclude([], [], False, tmp_path / "empty.tsv") == []
+    assert len(conclude([tmp_path / "one.tsv"], [], [index], True, tmp_path / "verdict.tsv")) == 2
+    assert conclude([], [], [], False, tmp_path / "empty.tsv") == []
+
+
+def test_conclude_finds_a_list_of_features_that_was_not_made_anew(tmp_path):
+    """Slide b failed when the list was made, and was embedded later: when another encoder was added."""
+    batch, other = tmp_path / "features/uni/_batches/b0.tsv", tmp_path / "features/uni2/_batches/b0.tsv"
+    listed = tmp_path / "features/uni/index.tsv"
+    write_batch(batch, [BatchRow("a", "A", OK, "features"), BatchRow("b", "B", FAILED, "features", "cut")])
+    write_batch(other, [BatchRow("a", "A", OK, "features"), BatchRow("b", "B", OK, "features")])
+    write_table(listed, ["slide_id"], [{"slide_id": "a"}])
+    conclude([batch, other], [listed], [], True, tmp_path / "verdict.tsv")
+    write_batch(batch, [BatchRow("a", "A", OK, "features"), BatchRow("b", "B", OK, "features")])
+    with pytest.raises(HistoweaveError, match=r"uni/index\.tsv: the list .* is older.*: b\. Fix:.*index_features"):
+        conclude([batch, other], [listed], [], True, tmp_path / "verdict.tsv")

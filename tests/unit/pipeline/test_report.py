@@ -260,6 +260,24 @@ def test_links_of_the_contents_exist(run: Path) -> None:
     assert len(links) >= 7 and set(links) <= ids
 
 
+def test_the_list_of_slide_pages_is_linked_where_it_was_written(run: Path) -> None:
+    def links() -> set[str | None]:
+        return {attrs["href"] for tag, attrs in build().tags if tag == "a"}
+
+    assert "quality.html" not in links()
+    (run / "quality.html").touch()
+    assert "quality.html" in links()
+
+
+def test_features_of_another_tool_need_no_slide_stage(run: Path) -> None:
+    """No thumbnail, stain or stage is missed; the table of encoders says where the features are from."""
+    encoder = {"slug": "tiny", "name": "", "weights": "imported", "path": "imported/tiny"}
+    page = build(CONFIG | {"encoders": [encoder]})
+    assert not any(row[0].startswith(("stage tissue", "thumbnail of")) for row in page.rows if row)
+    assert "Thumbnails" not in page.text
+    assert "Thumbnails" in build().text
+
+
 def test_every_lost_slide_is_listed_with_stage_and_reason(run: Path) -> None:
     page = build()
     lost = [
@@ -295,6 +313,14 @@ def test_says_what_data_are(run: Path) -> None:
         and "Random encoder weights" not in text
         and "simulated" not in text.split("Provenance", 2)[1]
     )
+
+
+def test_says_what_an_encoder_is_meant_for(run: Path) -> None:
+    known = {**CONFIG["encoders"][0], "preset": "uni", "input_px": 224}
+    tiles = {**CONFIG.get("tiles", {}), "size_px": 224, "magnifications": [20, 10]}
+    text = build({**CONFIG, "tiles": tiles, "encoders": [known]}).text
+    assert "licence CC-BY-NC-ND-4.0" in text and "sees 1 um/px at 10x" in text and "is meant for 0.5" in text
+    assert "licence" not in build().text
 
 
 def test_results_are_there(run: Path) -> None:

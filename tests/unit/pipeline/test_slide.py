@@ -5,12 +5,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipeline.contracts.errors import SlideError
 from pipeline.resampling import area_average
 from pipeline.resolution import resolve
-from pipeline.slide import open_slide
+from pipeline.slide import Window, _downsample, open_slide
+from tests.bad_slides.corpus import sound_bytes
+from tests.bad_slides.tiff_bytes import TiffBytes
 from tests.slide_files import half, image, noise, real_file, write_svs, write_tiff
 
 
@@ -64,6 +67,22 @@ def test_a_piece_of_an_average_is_the_average_of_the_piece(rng, scale):
         x, y = int(lines[left]), int(lines[top])
         piece = area_average(pixels[y:, x:], lines[left : right + 1] - x, lines[top : bottom + 1] - y)
         np.testing.assert_array_equal(piece, whole[top:bottom, left:right])
+
+
+def test_averages_need_no_place_for_machine_code(monkeypatch):
+    """Where neither the package's folder nor the user's can be written, code is compiled for the process alone."""
+    from pipeline import box_means
+
+    compiler, asked = box_means.numba.njit, []
+
+    def nowhere(**options):
+        asked.append(options.get("cache", False))
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiler(**options)
+
+    monkeypatch.setattr(box_means.numba, "njit", nowhere)
+    assert box_means._compiled(lambda x: x + 1)(2) == 3 and asked == [True, False]
 
 
 # ---- um per pixel
@@ -150,8 +169,11 @@ def test_x_and_y_may_differ_by_five_per_cent():
 
 @pytest.mark.parametrize("mpp", [0.049, 40.1])
 def test_um_per_px_outside_its_bounds_stops_the_slide(mpp):
-    with pytest.raises(SlideError, match=r"outside 0\.05-40"):
-        resolve({}, (mpp, mpp), None, None, "a")
+    for vendor, sheet in (((mpp, mpp), None), ((0.5, 0.5), mpp)):
+        with pytest.raises(SlideError, match=r"outside 0\.05-40"):
+            resolve({}, vendor, None, sheet, "a")
+    limit = 0.05 if mpp < 1 else 40.0
+    assert resolve({}, (limit, limit), None, None, "a").um_per_px == (limit, limit)
 
 
 # ---- opening
@@ -166,25 +188,37 @@ def test_aperio_facts(tmp_path, rng):
         assert [(v.downsample_x, v.downsample_y) for v in slide.levels] == [(1, 1), (4, 4)]
 
 
-def test_downsample_is_exact_per_axis_and_levels_are_not_truncated(tmp_path, rng):
-    base = noise(803, 602, rng)
-    levels = [base, cv2.resize(base, (201, 150), interpolation=cv2.INTER_AREA)]
+@pytest.mark.parametrize(
+    ("full", "side", "downsample"),
+    [
+        (46000, 11500, 4.0),
+        (46000, 11499, 46000 / 11499),  # a whole pixel away from a factor of 4
+        (46000, 11503, 46000 / 11503),  # 3.999
+        (46003, 11500, 4 + 1.5 / 11500),  # blocks of 4 px of which the last was dropped, or all squeezed into 11500 px?
+        (46001, 11501, 4 - 1.5 / 11501),  # the last one padded, or all squeezed?
+        (1000, 251, 1000 / 251),
+        (130, 130, 1.0),
+        (130, 1, 130.0),
+    ],
+)
+def test_downsample_is_exact_or_between_what_it_may_be(full, side, downsample):
+    assert _downsample(full, side) == pytest.approx(downsample, rel=1e-14)
+    for possible in (full / side, 4):
+        if abs(full / possible - side) < 1:
+            assert abs(_downsample(full, side) - possible) * side / possible <= 0.5
+
+
+def test_levels_are_not_truncated_and_axes_stay_apart(tmp_path, rng):
+    base = noise(1000, 622, rng)
+    levels = [base, cv2.resize(base, (251, 155))]  # 3.98 and 4.01: an int would make it 3
     with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
-        assert slide.levels[1].downsample_x == 803 / 201 and slide.levels[1].downsample_y == 602 / 150
-        assert slide.source_level(1.0) == 1  # 1.003 um/px serves 1
+        assert (slide.levels[1].downsample_x, slide.levels[1].downsample_y) == (1000 / 251, (622 / 155 + 4) / 2)
+        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * (622 / 155 + 4) / 2))
+        assert slide.source_level(1.0) == 1  # 1.0016 um/px serves 1
         assert slide.source_level(0.99) == 1
         assert slide.source_level(0.9) == 0
         assert slide.source_level(8) == 1
         assert slide.source_level(0.1) == 0
-
-
-def test_level_just_below_a_whole_downsample_is_found(tmp_path, rng):
-    base = noise(1000, 800, rng)
-    levels = [base, cv2.resize(base, (251, 201))]  # 3.98: an int would make it 3
-    with open_slide(write_tiff(tmp_path / "a.tif", levels, mpp=(0.25, 0.25))) as slide:
-        assert slide.source_level(1.0) == 1
-        assert slide.source_level(0.9) == 0
-        assert slide.level_um_per_px(1) == pytest.approx((0.25 * 1000 / 251, 0.25 * 800 / 201))
 
 
 def test_regions_are_exact_and_white_outside(tmp_path, rng):
@@ -227,6 +261,21 @@ def test_thumbnail_covers_the_slide_exactly_and_has_no_seams(tmp_path, rng, monk
         assert (slide.thumbnail(3.1)[0] == whole).all()
         one, _ = slide.thumbnail(1e4)
         assert one.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("um_per_px", [1.0, 1.87])
+def test_fields_are_read_a_block_at_a_time(tmp_path, rng, monkeypatch, um_per_px):
+    """A tile of few pixels may span a great part of a slide that has no pyramid."""
+    with open_slide(write_tiff(tmp_path / "a.tif", [noise(301, 205, rng)])) as slide:
+        lattice = slide.lattice(-3.5, 2.25, um_per_px)
+        windows = [Window(lattice, 0, 0, 60), Window(lattice, 30, 15, 30)]
+        whole = slide.read_windows(windows)
+        read, sizes = slide.read, []
+        monkeypatch.setattr(slide, "read", lambda *args: (sizes.append(args[3:]), read(*args))[1])
+        monkeypatch.setattr("pipeline.slide._BLOCK_PX", 30)
+        for part, expected in zip(slide.read_windows(windows), whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+        assert len(sizes) > 8 and max(max(size) for size in sizes) <= 31
 
 
 def test_fields_need_um_per_px_and_lose_alpha_over_white(tmp_path, rng):
@@ -330,3 +379,54 @@ def test_real_slides_open_as_their_vendors_say():
         assert slide.vendor == "dicom" and slide.um_per_px == (28.969, 28.968)
     with open_slide(real_file("slides/test3-DAPI.ndpi")) as slide:
         assert slide.vendor == "hamamatsu" and len(slide.levels) == 7 and slide.objective == 40
+
+
+@pytest.mark.parametrize("kind", ["generic-420", "deflate", "jpeg2000", "subifds"])
+def test_tiles_that_the_file_does_not_hold_are_white_with_every_library(tmp_path, kind):
+    """TiffSlide, which reads the last two, shows them black."""
+    tiff = TiffBytes(sound_bytes(kind))
+    tiff.set_value(324, 0, 8)
+    tiff.set_value(325, 0, 8)
+    (tmp_path / "a.tif").write_bytes(bytes(tiff.content))
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert (slide.read(0, 128, 64, 64, 64) == 255).all() and (slide.read(0, 64, 64, 64, 64) < 255).any()
+
+
+def test_colours_that_would_be_shown_as_stored_are_refused(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((64, 64), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16)
+    )
+    with pytest.raises(SlideError, match="PALETTE"):
+        open_slide(tmp_path / "a.tif", 0.5)
+
+
+def test_an_unreadable_part_of_a_coarse_level_comes_from_a_finer_one(tmp_path):
+    """Level 1 has lost a tile: the thumbnail is nearly as before and says nothing. Then level 0 too: it does."""
+    tiff = TiffBytes(sound_bytes("deflate"))
+    (tmp_path / "sound.tif").write_bytes(bytes(tiff.content))
+    wipe(tiff, 4, page=1)
+    (tmp_path / "a.tif").write_bytes(bytes(tiff.content))
+    for index in (8, 9, 14, 15):
+        wipe(tiff, index, page=0)
+    (tmp_path / "b.tif").write_bytes(bytes(tiff.content))
+    seen = {}
+    for name in ("sound", "a", "b"):
+        with open_slide(tmp_path / f"{name}.tif") as slide:
+            seen[name] = slide.thumbnail(2.0)[0].astype(int), slide.remark
+    assert np.abs(seen["a"][0] - seen["sound"][0]).mean() < 1 and seen["a"][1] == seen["sound"][1] == ""
+    assert "could not be read and is coloured like its surroundings" in seen["b"][1]
+    assert np.abs(seen["b"][0] - seen["sound"][0]).max() < 200  # neither black nor white was put into the tissue
+
+
+def wipe(tiff: TiffBytes, index: int, page: int) -> None:
+    offset, count = tiff.tile(index, page)
+    tiff.set_bytes(offset, bytes(count))
+
+
+def test_an_overview_that_is_mostly_unreadable_fails(tmp_path):
+    tiff = TiffBytes(sound_bytes("strips"))
+    for index in range(1, 9):
+        wipe(tiff, index, page=0)
+    (tmp_path / "a.tif").write_bytes(bytes(tiff.content))
+    with open_slide(tmp_path / "a.tif") as slide, pytest.raises(SlideError, match="More than 50% of the slide"):
+        slide.thumbnail(2.0)

@@ -11,11 +11,12 @@ from pipeline.check import check_slide
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.stains import colours_from
 from pipeline.contracts.tiles import TileGrid
+from pipeline.rasters import Raster
 from pipeline.shared_cells import SharedCells, groups
 from pipeline.slide import SlideReader, open_checked
 from pipeline.stain_transfer import BUILTIN_TARGET, StainTransfer
-from pipeline.tile_stream import TileStream
-from pipeline.tiling import Rasters, TilingParams, make_grids
+from pipeline.tile_stream import Reading, TileReader
+from pipeline.tiling import TilingParams, make_grids
 from tests.slide_files import noise, write_tiff
 
 SIZE_PX = 32
@@ -33,17 +34,18 @@ def slide_and_grids(tmp_path, rng, um_per_px, magnifications=(40, 20, 10, 5)):
     facts = check_slide(Slide("s", "c", str(path)))
     mask = np.kron(rng.random((9, 12)) < 0.25, np.ones((4, 4))) > 0
     scale = facts.dimensions[0] / mask.shape[1], facts.dimensions[1] / mask.shape[0]
-    rasters = Rasters(mask, np.zeros_like(mask), np.zeros(mask.shape, np.float32), scale)
     params = TilingParams(SIZE_PX, magnifications, min_tissue=0.3, min_inside=0.2, max_upsampling=2)
     sources = dict.fromkeys(params.magnifications, (0, facts.um_per_px))
-    return facts, make_grids(facts.um_per_px, facts.bounds, rasters, sources, params)
+    return facts, make_grids(facts.um_per_px, facts.bounds, Raster(mask, scale), sources, params)
 
 
 def read(facts, transfer, grids, batch_size=5, **settings) -> dict[float, list]:
     found: dict[float, list] = {m: [] for m in grids}
-    with TileStream(facts, transfer, **settings) as stream:
-        for batch in stream.batches(grids, batch_size):
-            found[batch.magnification].append(batch)
+    with TileReader(batch_size=batch_size, **settings) as reader:
+        events = [event for _, event in reader.batches([Reading(facts, transfer, [grids])])]
+    assert events.pop() is None
+    for batch in events:
+        found[batch.magnification].append(batch)
     return found
 
 

@@ -17,7 +17,7 @@ from pipeline.contracts.tissue import Tissue, read_tissue, write_tissue
 from pipeline.outlines import fill
 from pipeline.slide import open_slide
 from pipeline.tissue import TissueParams, TissueStage, detect, find_tissue
-from tests.slide_files import GLASS, TISSUE, image, real_file, write_tiff
+from tests.slide_files import GLASS, SHARED, TISSUE, half, image, real_file, write_tiff
 
 PARAMS = TissueParams()
 GREEN_PEN, BLUE_PEN, RED_PEN, BLACK_PEN = (60, 170, 140), (40, 80, 190), (215, 30, 45), (35, 35, 38)
@@ -69,8 +69,31 @@ def test_ink_on_glass_is_not_tissue(pen):
     assert found.ink[stroke].all() and found.ink.sum() < 2.5 * stroke.sum()
 
 
-@pytest.mark.parametrize("pen", [GREEN_PEN, BLUE_PEN, BLACK_PEN])
-def test_ink_over_tissue_is_taken_out(pen):
+#: optical density of red, green and blue of markers, as they look on glass at full strength
+MARKERS = {
+    "blue": (0.95, 0.55, 0.08), "dark blue": (1.1, 0.8, 0.25), "green": (0.75, 0.2, 0.45), "teal": (0.9, 0.25, 0.3),
+    "red": (0.03, 0.85, 0.75), "dark red": (0.12, 0.95, 0.85), "orange": (0.02, 0.3, 0.8), "yellow": (0.01, 0.05, 0.8),
+    "black": (1.0, 1.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [0.75, 1.0, 1.3])
+@pytest.mark.parametrize("marker", MARKERS)
+def test_transparent_ink_is_found_on_glass_and_over_tissue(marker, strength):
+    rgb = section(seed=int(strength * 100)).astype(float)
+    rows = slice(135, 165)
+    rgb[rows] *= 10 ** (-strength * np.array(MARKERS[marker]))
+    found = detect(rgb.round().astype(np.uint8), 8.0, PARAMS)
+    inner = found.ink[140:160]
+    over_tissue, on_glass = inner[:, 70:290], np.delete(inner, np.s_[50:310], axis=1)
+    assert on_glass.mean() > 0.97
+    if (marker, strength) != ("dark blue", 0.75):  # over tissue that is what dense nuclei look like
+        assert over_tissue.mean() > 0.97 and not (found.tissue[140:160]).any()
+    assert not found.ink[:120].any() and not found.ink[180:].any() and not found.not_he
+
+
+@pytest.mark.parametrize("pen", [GREEN_PEN, BLUE_PEN, RED_PEN, BLACK_PEN])
+def test_opaque_ink_over_tissue_is_taken_out(pen):
     rgb = section()
     cv2.line(rgb, (0, 150), (399, 150), pen, 20)
     found = detect(rgb, 8.0, PARAMS)
@@ -100,7 +123,8 @@ def test_small_pieces_and_holes_obey_their_areas():
     assert found[27, 347] and not found[110, 110]
     assert not detect(rgb, 8.0, TissueParams(min_area_mm2=0.02)).tissue[27, 347]
     assert detect(rgb, 8.0, TissueParams(min_hole_mm2=0.03)).tissue[110, 110]
-    assert not detect(rgb, 4.0, PARAMS).tissue[27, 347]  # half the um per pixel: a quarter of the area
+    dropped = detect(rgb, 4.0, PARAMS)  # half the um per pixel: a quarter of the area
+    assert not dropped.tissue[27, 347] and dropped.dropped[27, 347] and not dropped.dropped[150, 150]
 
 
 def test_a_field_full_of_tissue_is_all_tissue_and_glass_is_none():
@@ -125,6 +149,74 @@ def test_fluorescence_is_not_he_unless_accepted():
     assert overlap(detect(rgb, 8.0, TissueParams(accept_not_he=True)).tissue, rgb[..., 2] > 100) > 0.9
 
 
+# ---- not H&E
+
+
+DAB, HAEMATOXYLIN, EOSIN = np.array([(0.27, 0.57, 0.78), (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)])  # Ruifrok 2001
+
+
+def stained(rng, positive=0.2, brown=0.6, eosin=0.0, pigment=0.0, blood=0.0, paleness=1.0) -> np.ndarray:
+    """A section at 2 um/px: nuclei blue, a share of them brown; stroma, melanin-like pieces and lakes of blood."""
+    size = 440
+    h, d, e = (np.full((size, size), v, np.float32) for v in (0.06, 0.02 if brown else 0.0, eosin))
+    for x, y in rng.integers(0, size, (size * size // 60, 2)):
+        is_brown = rng.random() < positive
+        cv2.circle(h, (int(x), int(y)), 2, 0.3 if is_brown else 0.45, -1)
+        if is_brown:
+            cv2.circle(d, (int(x), int(y)), 2, float(brown), -1)
+    extra = np.zeros((size, size, 3), np.float32)
+    for share, density, radius in ((pigment, (0.45, 0.62, 0.72), 9), (blood, (0.05, 0.55, 0.36), 30)):
+        for x, y in rng.integers(100, size - 100, (int(share * size * size / (3.14 * radius**2)), 2)):
+            cv2.circle(extra, (int(x), int(y)), radius, density, -1)
+    density = h[..., None] * HAEMATOXYLIN + d[..., None] * DAB + e[..., None] * EOSIN + extra
+    density[:60] = density[-60:] = 0
+    density[:, :60] = density[:, -60:] = 0
+    rgb = 243 * 10 ** (-paleness * density) + rng.normal(0, 2, density.shape)
+    return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("um_per_px", [2.0, 8.0])
+@pytest.mark.parametrize(
+    "kind", [{"positive": 0.05}, {"positive": 0.3}, {"positive": 0.95, "brown": 1.0}, {"paleness": 0.6}]
+)
+def test_immunohistochemistry_is_not_he_unless_accepted(kind, um_per_px):
+    rgb = half(stained(np.random.default_rng(), **kind), round(um_per_px / 2)) if um_per_px > 2 else stained(
+        np.random.default_rng(), **kind)  # fmt: skip
+    if um_per_px > 2:
+        rgb = np.tile(rgb, (3, 3, 1))
+    found = detect(rgb, um_per_px, PARAMS)
+    assert found.not_he.startswith("not H&E") and "brown" in found.not_he and not found.tissue.any()
+    forced = detect(rgb, um_per_px, TissueParams(accept_not_he=True))
+    assert forced.tissue.mean() > 0.4 and forced.not_he == found.not_he
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"eosin": 0.25},
+        {"eosin": 0.1, "paleness": 0.4},
+        {"eosin": 0.25, "pigment": 0.15},
+        {"eosin": 0.12, "pigment": 0.3},
+        {"eosin": 0.25, "blood": 0.4},
+        {"eosin": 0.0},
+    ],
+)
+def test_he_stays_he(kind):
+    """Also when pale, full of melanin or blood, and with haematoxylin alone, of which there is a remark."""
+    rgb = stained(np.random.default_rng(), positive=0, brown=0, **kind)
+    found = detect(rgb, 2.0, PARAMS)
+    assert not found.not_he and found.tissue.mean() > 0.4
+    assert bool(found.doubt) == (kind == {"eosin": 0.0})
+
+
+def test_pen_does_not_make_it_immunohistochemistry():
+    rgb = stained(np.random.default_rng(), positive=0, brown=0, eosin=0.25)
+    for marker in MARKERS.values():
+        inked = rgb.astype(float)
+        inked[150:250] *= 10 ** (-np.array(marker))
+        assert not detect(inked.round().astype(np.uint8), 2.0, PARAMS).not_he
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -134,6 +226,10 @@ def test_fluorescence_is_not_he_unless_accepted():
         ("min_density", 0),
         ("max_density", 0.01),
         ("accept_not_he", "yes"),
+        ("annotations", "annotations/"),
+        ("annotation_mode", "and"),
+        ("annotation_classes", []),
+        ("annotation_missing", "skip"),
     ],
 )
 def test_params_name_the_key(key, value):
@@ -151,12 +247,14 @@ def some_tissue() -> Tissue:
         slide_id="s",
         tissue=[[ring, hole], [ring + 20]],
         ink=[[ring + 50]],
+        dropped=np.array([[12.5, 3.0, 0.004], [1.0, 2.0, 0.0005]]),
         mask_size=(30, 20),
         px_per_mask_px=(3.5, 3.625),
         um_per_px=(8.0, 8.1),
         threshold=0.07,
         tissue_mm2=1.5,
         ink_mm2=0.25,
+        source="detected",
         digest="d",
     )
 
@@ -174,6 +272,7 @@ def test_round_trip_and_geojson_shape(tmp_path):
     )
     for mine, theirs in zip(got.tissue + got.ink, some_tissue().tissue + some_tissue().ink, strict=True):
         assert all((a == b).all() for a, b in zip(mine, theirs, strict=True))
+    assert (got.dropped == some_tissue().dropped).all() and got.source == "detected"
     body = json.loads(path.read_text())
     assert body["type"] == "FeatureCollection" and len(body["features"]) == 3
     for feature in body["features"]:
@@ -185,7 +284,7 @@ def test_reader_refuses_damage_and_other_versions(tmp_path):
     path = tmp_path / "s.geojson"
     write_tissue(path, some_tissue())
     text = path.read_text()
-    for damage in (text[:-40], "", "[]", '{"a": 1}', text.replace('"format_version":1', '"format_version":2'),
+    for damage in (text[:-40], "", "[]", '{"a": 1}', text.replace('"format_version":2', '"format_version":1'),
                    text.replace("[10.5,0.0]", "[10.5]"), text.replace('"Ink"', '"Else"')):  # fmt: skip
         path.write_text(damage)
         with pytest.raises(FormatError, match="geojson"):
@@ -295,10 +394,18 @@ def test_real_fluorescence_is_not_he():
         ("histoprep_slide_region.jpeg", 0.7, 0.85),
         ("histolab_green_pen_no_tissue.png", 0, 0),
         ("histolab_green_pen.png", 0.2, 0.45),
+        ("histolab_red_pen.png", 0.6, 0.8),
     ],
 )
 def test_real_fields(name, low, high):
     with open_slide(real_file(f"he-patches/{name}"), 0.5) as reader:
         _, _, found = find_tissue(reader, "s", PARAMS, "")
     assert low <= found.tissue.mean() <= high
-    assert found.ink.any() == ("green_pen" in name)
+    assert found.ink.any() == ("_pen" in name)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in SHARED.glob("he-patches/*") if p.suffix != ".md") or ["*.png"])
+def test_every_real_field_is_he(name):
+    with open_slide(real_file(f"he-patches/{name}"), 0.5) as reader:
+        tissue, _, found = find_tissue(reader, "s", PARAMS, "")
+    assert not found.not_he and "not H&E" not in tissue.void

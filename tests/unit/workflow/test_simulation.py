@@ -110,8 +110,8 @@ def test_the_demo_cohort_has_what_it_promises() -> None:
     slides = list_slides(cases)
     assert len(cases) == 24 and 28 <= len(slides) <= 36
     kinds = [s.kind for s in slides]
-    assert all(kinds.count(kind) == 1 for kind in ("pen", "untagged", "truncated", "blurred", "blank"))
-    sound = {s.case_id for s in slides if s.kind in ("plain", "pen", "untagged")}
+    assert all(kinds.count(kind) == 1 for kind in ("pen", "untagged", "artefacts", "truncated", "blurred", "blank"))
+    sound = {s.case_id for s in slides if s.kind in ("plain", "pen", "untagged", "artefacts")}
     assert sound == {c.case_id for c in cases}  # no patient is lost with a bad slide
     grades = [c.grade for c in cases]
     assert grades.count("G2") == grades.count("G3") == 12
@@ -188,15 +188,19 @@ def test_tumour_factor_shows_in_the_image_and_tme_hardly() -> None:
 
 def test_kinds_look_as_named() -> None:
     case = simulate_cases(SMALL)[0]
-    plain, pen, blank, blurred = (
+    plain, pen, blank, blurred, artefacts = (
         render_slide(SimulatedSlide("x", case.case_id, 0.5, kind), case, (700, 600), 5)
-        for kind in ("plain", "pen", "blank", "blurred")
+        for kind in ("plain", "pen", "blank", "blurred", "artefacts")
     )
     assert plain.shape == (600, 700, 3)
     green = (pen[..., 1].astype(int) - pen[..., 0] > 60).mean()
     assert green > 0.01 > (plain[..., 1].astype(int) - plain[..., 0] > 60).mean()
     assert np.ptp(blank) < 10 and 0.2 < (plain[..., 1] < 220).mean() < 0.8
     assert cv2.Laplacian(blurred, cv2.CV_64F).var() < 0.1 * cv2.Laplacian(plain, cv2.CV_64F).var()
+    left, right = np.s_[:, :400], np.s_[:, 500:]
+    assert cv2.Laplacian(artefacts[right], cv2.CV_64F).var() < 0.2 * cv2.Laplacian(plain[right], cv2.CV_64F).var()
+    changed = (artefacts[left] != plain[left]).any(axis=2)
+    assert changed.any() and (artefacts[left][changed] <= plain[left][changed]).mean() > 0.9
 
 
 def test_sides_are_unequal() -> None:
