@@ -4,8 +4,9 @@ One line per figure: name, ours, direct evaluation of the same maths, ratio; our
 forward, backward and the optimiser's update on one case with one slide, one thread of the CPU; models of two
 magnifications get so many tiles at each. Each measurement has its own process, so that peaks of memory do not mix;
 memory is the peak of the step above what inputs and weights took before it. `--models` measures only these.
-MIRROR's pre-training is compared with its released form: Nyström attention with its matrices written out; a linear probe
-of 300 cases and 100 epochs with one that encodes every case anew in each epoch (one encoding is timed and multiplied).
+MIRROR's pre-training is compared with its released form, Nyström attention with its matrices written out; a linear
+probe of 300 cases and 100 epochs with one that encodes every case anew in each epoch (one encoding is timed and
+multiplied).
 """
 
 from __future__ import annotations

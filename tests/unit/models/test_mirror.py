@@ -208,6 +208,16 @@ class TestInvariance:
                     model(replace(one, **parts)).logits[0], together[number], rtol=1e-5, atol=1e-6
                 )
 
+    @pytest.mark.parametrize("attention", ["full", "nystrom"])
+    def test_the_class_token_alone_is_the_same(self, attention):
+        config = MirrorConfig(**SMALL, attention=attention)
+        (read,) = sequences(case(torch.Generator().manual_seed(9), (30, 4)), config, draw=False)
+        encoder = SlideEncoder(6, config).eval()
+        with torch.no_grad():
+            (alone, none), (first, tokens) = encoder(read, only_class=True), encoder(read)
+        assert none.shape[1] == 0 and tokens.shape[1] == 34
+        torch.testing.assert_close(alone, first, rtol=1e-5, atol=1e-6)
+
     def test_places_matter(self):
         one = case(torch.Generator().manual_seed(9), (40,))
         model = Mirror(MirrorConfig(**SMALL), SIZES).eval()
