@@ -200,7 +200,7 @@ def _check_sources(fold: Fold, cohort: Cohort, where: str) -> None:
             ("magnification", cohort.magnification, source.magnification),
             ("features per tile", fold.sizes.features, source.sizes.features),
         ]
-        if source is start:
+        if source is start and fold.selection is not None:
             own, other = (x and x.digest for x in (fold.selection, source.selection))
             pairs.append(("genes and their scaling", own, other))
         if not entry(source.experiment.model).task_free:

@@ -62,6 +62,10 @@ MODELS: dict[str, Entry] = {
         "models.mirror_pretraining:MirrorPretraining", frozenset({SLIDES, GENES}), task_free=True
     ),
     "mirror": Entry("models.mirror:Mirror", frozenset({SLIDES, GENES}), starts_from=frozenset({"mirror-pretraining"})),
+    "tangle-pretraining": Entry(
+        "models.tangle_pretraining:TanglePretraining", frozenset({SLIDES, GENES}), task_free=True
+    ),
+    "tangle": Entry("models.tangle:Tangle", frozenset({SLIDES}), starts_from=frozenset({"tangle-pretraining"})),
 }
 
 
