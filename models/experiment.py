@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.params import build_config, check_choice, check_range
-from models.registry import GENES, SLIDES, entry, model_class, needs, role
+from models.registry import FINE_TUNE, GENES, SLIDES, entry, model_class, needs, role
 from pipeline.contracts import layout
 from pipeline.contracts.cohort import check_id
 from pipeline.contracts.errors import InputError, nearest
@@ -73,6 +73,13 @@ class Experiment:
         if self.magnification is not None and not isinstance(self.magnification, (int, float)):
             object.__setattr__(self, "magnification", tuple(self.magnification))
         object.__setattr__(self, "params", dict(self.params or {}))
+        if entry(self.model).is_probe and not sources and self.params.get("mode") != FINE_TUNE:
+            fitting = " or ".join(sorted(entry(self.model).starts_from))
+            raise InputError(
+                where,
+                f"a linear probe '{self.model}' needs trained encoders.",
+                f"set init_from to an experiment of {fitting}, or params: {{mode: {FINE_TUNE}}}.",
+            )
 
     def resolved(self, kind: str) -> Experiment:
         """The same with every default of the model written out for a task of `kind`, and `params` complete.
@@ -94,9 +101,7 @@ class Experiment:
         by_mode = model.defaults_by_mode.get(complete.get("mode"), {})
         defaults = {**model.defaults, **model.defaults_by_kind.get(kind, {}), **started, **by_mode}
         filled = {key: value for key, value in defaults.items() if getattr(self, key) is None}
-        resolved = replace(self, **filled, params=complete, tasks=None, needs=None)
-        model.check(resolved)
-        return resolved
+        return replace(self, **filled, params=complete, tasks=None, needs=None)
 
 
 def check_sources(experiments: Sequence[Experiment], tasks: Sequence[str]) -> None:

@@ -61,10 +61,6 @@ class Model(nn.Module):
     shared_params: ClassVar[tuple[str, ...]] = ()
     encodes_once: bool = False
 
-    @classmethod
-    def check(cls, experiment: Experiment) -> None:
-        """Raise InputError for a resolved experiment whose settings do not fit each other."""
-
     def start(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of the experiment that this one starts from."""
         self.load_state_dict(state)

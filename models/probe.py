@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from models.batch import Batch, Outputs
 from models.model import Model
 from models.params import check_choice, check_range
-from pipeline.contracts.errors import InputError
+from models.registry import FINE_TUNE
 
-if TYPE_CHECKING:
-    from models.experiment import Experiment
-
-LINEAR, FINE_TUNE = MODES = ("linear_probe", "fine_tune")
+LINEAR = "linear_probe"
+MODES = (LINEAR, FINE_TUNE)
 
 
 def check_probe(mode: Any, shots: Any) -> None:
@@ -62,15 +60,6 @@ class Probe(Model):
         for name in self.encoders:
             getattr(self, name).train(mode and not self.encodes_once)
         return self
-
-    @classmethod
-    def check(cls, experiment: Experiment) -> None:
-        if experiment.params["mode"] == LINEAR and not experiment.init_from:
-            raise InputError(
-                f"config.yaml experiments '{experiment.name}'",
-                f"mode {LINEAR} needs trained encoders.",
-                f"set init_from to a {cls.name}-pretraining experiment, or params: {{mode: {FINE_TUNE}}}.",
-            )
 
     def start(self, state: Mapping[str, Tensor]) -> None:
         """Take the encoders' weights over; the head stays as it is."""

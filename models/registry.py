@@ -26,6 +26,7 @@ class Entry:
     starts_from, taught_by : models that the experiments named by ``init_from`` may have: one whose weights this model
         starts from, and one that stays frozen and teaches it
     task_free : it learns without labels, once for all tasks
+    is_probe : unless its hyper-parameter ``mode`` is `FINE_TUNE`, it must start from another
     """
 
     path: str
@@ -34,6 +35,7 @@ class Entry:
     starts_from: frozenset[str] = frozenset()
     taught_by: frozenset[str] = frozenset()
     task_free: bool = False
+    is_probe: bool = False
 
 
 MODELS: dict[str, Entry] = {
@@ -61,11 +63,18 @@ MODELS: dict[str, Entry] = {
     "mirror-pretraining": Entry(
         "models.mirror_pretraining:MirrorPretraining", frozenset({SLIDES, GENES}), task_free=True
     ),
-    "mirror": Entry("models.mirror:Mirror", frozenset({SLIDES, GENES}), starts_from=frozenset({"mirror-pretraining"})),
+    "mirror": Entry(
+        "models.mirror:Mirror",
+        frozenset({SLIDES, GENES}),
+        starts_from=frozenset({"mirror-pretraining"}),
+        is_probe=True,
+    ),
     "tangle-pretraining": Entry(
         "models.tangle_pretraining:TanglePretraining", frozenset({SLIDES, GENES}), task_free=True
     ),
-    "tangle": Entry("models.tangle:Tangle", frozenset({SLIDES}), starts_from=frozenset({"tangle-pretraining"})),
+    "tangle": Entry(
+        "models.tangle:Tangle", frozenset({SLIDES}), starts_from=frozenset({"tangle-pretraining"}), is_probe=True
+    ),
 }
 
 
@@ -76,6 +85,7 @@ def entry(name: str, where: str = "config.yaml experiments") -> Entry:
     return MODELS[name]
 
 
+FINE_TUNE = "fine_tune"
 WEIGHTS = "weights"
 TEACHER = "teacher"
 

@@ -102,7 +102,10 @@ def test_pretraining_has_no_task_of_the_users(config):
     config["experiments"][0]["tasks"] = ["grade"]
     with pytest.raises(InputError, match="learns without a task, once for all"):
         checked(config)
-    config["experiments"] = [{**probe, "init_from": None, "tasks": ["_pretrain"]}]
+    config["experiments"] = [{**probe, "init_from": None}]
+    with pytest.raises(InputError, match="needs trained encoders"):
+        checked(config)
+    config["experiments"] = [{**probe, "tasks": ["_pretrain"]}]
     with pytest.raises(InputError, match="unknown task '_pretrain'"):
         checked(config)
 

@@ -501,8 +501,9 @@ def test_genes_must_be_those_of_pretraining(models, tmp_path):
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match="mode linear_probe needs trained encoders"):
-        Experiment("m", "mirror").resolved("survival")
+    with pytest.raises(InputError, match=r"needs trained encoders.*experiment of mirror-pretraining, or params"):
+        Experiment("m", "mirror")
+    assert Experiment("m", "mirror", params={"mode": "fine_tune"}).resolved("survival").lr == 2e-5
     with pytest.raises(InputError, match="width is 100"):
         MirrorConfig(width=100)
     with pytest.raises(InputError, match="did you mean 'linear_probe'"):
