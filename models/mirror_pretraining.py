@@ -102,10 +102,10 @@ class PretrainingConfig(EncoderConfig):
             check_range(key, getattr(self, key), 0, 1e6)
 
 
-def random_mask(samples: int, count: int, share: float, device: torch.device) -> Tensor:
+def random_mask(shape: Rows[int], share: float, device: torch.device) -> Tensor:
     """float32 [samples, count], 1 where masked: all but the ``int(count (1 - share))`` smallest of random numbers."""
-    rank = torch.rand(samples, count).argsort(dim=1).argsort(dim=1)
-    return (rank >= int(count * (1 - share))).float().to(device)
+    rank = torch.rand(*shape).argsort(dim=1).argsort(dim=1)
+    return (rank >= int(shape[1] * (1 - share))).float().to(device)
 
 
 class TransLayer(nn.Module):
@@ -277,7 +277,7 @@ class MirrorPretraining(Model):
         """Retention of tile tokens, over all masked tiles of the batch."""
         total, count = [], 0.0
         for sequence, (first, tokens) in zip(read, encoded, strict=True):
-            mask = random_mask(*tokens.shape[:2], self.config.mask_slide, tokens.device)
+            mask = random_mask(tokens.shape[:2], self.config.mask_slide, tokens.device)
             rows = mask.any(dim=0).nonzero().squeeze(1)  # of one sample the masked tiles: others need no prediction
             prediction = full_precision(self.slide_retention(first, tokens, mask, sequence.cell, rows))
             masked = float(mask.sum())
@@ -286,7 +286,7 @@ class MirrorPretraining(Model):
         return torch.stack(total).sum() / max(count, 1.0)
 
     def rna_loss(self, rna: Tensor) -> Tensor:
-        mask = random_mask(*rna.shape, self.config.mask_rna, rna.device)
+        mask = random_mask(rna.shape, self.config.mask_rna, rna.device)
         return masked_error(full_precision(self.rna_retention(rna, mask)), self._target(rna), mask)
 
     def _target(self, tokens: Tensor) -> Tensor:

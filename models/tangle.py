@@ -45,7 +45,7 @@ class Tangle(Probe):
     def __init__(self, config: TangleConfig, sizes: Sizes) -> None:
         super().__init__()
         self.config = config
-        self.slide = TilePool(sizes.features, config)
+        self.slide = TilePool(sizes.features, config.pool)
         self.add_head(config.width, sizes.outputs)
 
     def embedded(self, batch: Batch) -> Tensor:

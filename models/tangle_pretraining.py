@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from models.abmil import TilePool
+from models.abmil import AbmilConfig, TilePool
 from models.batch import Batch, Outputs, Sizes
 from models.layers import full_precision
 from models.mirror_losses import info_nce
@@ -48,8 +48,8 @@ class PoolConfig:
         check_range("dropout", self.dropout, 0, 0.9)
 
     @property
-    def gated(self) -> bool:
-        return True
+    def pool(self) -> AbmilConfig:
+        return AbmilConfig(self.width, self.hidden, gated=True, dropout=self.dropout)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class TanglePretraining(Model):
         super().__init__()
         self.config = config
         width = config.width
-        self.slide = TilePool(sizes.features, config)
+        self.slide = TilePool(sizes.features, config.pool)
         self.rna = nn.Sequential(
             nn.Linear(sizes.genes["all"], width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(width, width)
         )

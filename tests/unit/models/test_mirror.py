@@ -118,7 +118,7 @@ class TestLosses:
     )
     def test_masks(self, count, share, masked):
         torch.manual_seed(0)
-        mask = random_mask(3, count, share, torch.device("cpu"))
+        mask = random_mask((3, count), share, torch.device("cpu"))
         assert mask.sum(dim=1).tolist() == [masked] * 3
         assert not 0 < masked < count or not torch.equal(mask[0], mask[1])
 
@@ -295,7 +295,7 @@ class TestPretraining:
             torch.manual_seed(3)
             errors = []
             for sequence, (first, tokens) in zip(read, encoded, strict=True):
-                mask = random_mask(*tokens.shape[:2], 0.75, torch.device("cpu"))
+                mask = random_mask(tokens.shape[:2], 0.75, torch.device("cpu"))
                 guess = model.slide_retention(first, tokens, mask, sequence.cell)
                 errors += (guess - tokens).square().mean(dim=2)[mask.bool()].tolist()
         assert len(errors) == 9 + 7 + 15 and float(found) == pytest.approx(np.mean(errors), rel=1e-5)
