@@ -39,7 +39,7 @@ rule select_genes:
     params:
         revision=REVISIONS["genes"],
         section=config["genes"],
-        task=lambda wildcards: TASKS[wildcards.task],
+        task=lambda wildcards: ALL_TASKS[wildcards.task],
         labels=label_values,
         sheet=config["inputs"]["cases"],
     script:
