@@ -13,13 +13,15 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Sizes:
     """Widths a model is built for: patch features, genes per group, outputs (classes, or survival intervals), and
-    encoded columns of the clinical sheet."""
+    encoded columns of the clinical sheet. Of every gene family, in the order of their list, the columns of its genes
+    within the group "all"."""
 
     features: int
     genes: dict[str, int]
     outputs: int
     kind: str
     clinical: int = 0
+    families: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Batch:
     parent : int64 [samples, tiles], position in `coarser` of the tile that a tile lies in; -1 where there is none
     lesson : name -> [samples, ...], what a frozen teacher says of the samples; zeros for those it cannot judge
     taught : bool [samples], which samples the teacher could judge. None without a teacher
+    embedding : float32 [samples, width], what frozen encoders made of the samples, in place of their inputs; else None
     """
 
     case_ids: tuple[str, ...]
@@ -77,6 +80,7 @@ class Batch:
     parent: Tensor | None = None
     lesson: dict[str, Tensor] = field(default_factory=dict)
     taught: Tensor | None = None
+    embedding: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.case_ids)
@@ -101,16 +105,19 @@ class Outputs:
 
     Attributes
     ----------
-    logits : [samples, outputs]; class scores, hazard logits per interval, or [samples, 1] log relative hazard (Cox)
+    logits : [samples, outputs]; class scores, hazard logits per interval, or [samples, 1] log relative hazard (Cox);
+        [samples, 0] of a model without a task
     branches : logits that are trained in place of `logits`, the task's losses added up; empty where `logits` is trained
     losses : name -> scalar that is added to the task's loss during training, already weighted
     hidden : name -> tensor that the model's own `edit_gradients` reads
+    logged : name -> scalar that the history records and nothing is trained by
     """
 
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     hidden: dict[str, Tensor] = field(default_factory=dict)
     branches: tuple[Tensor, ...] = ()
+    logged: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -182,6 +182,8 @@ def selection_values(selection: GeneSelection) -> dict[str, Any]:
         "groups": dict(selection.groups),
         "params": dict(selection.params),
         "settings": dict(selection.settings),
+        "families": [[name, genes] for name, genes in selection.families.items()],  # in order, which maps lose as text
+        "elimination": dict(selection.elimination),
         "centres": {name: centre.tolist() for name, centre in selection.centres.items()},
         "mean": selection.mean.tolist(),
         "std": selection.std.tolist(),
@@ -194,7 +196,9 @@ def _selection(values: dict[str, Any] | None) -> GeneSelection | None:
     arrays = {key: np.array(values[key], dtype=np.float64) for key in ("mean", "std")}
     groups = {name: tuple(genes) for name, genes in values["groups"].items()}
     centres = {name: np.array(centre, dtype=np.float64) for name, centre in values.get("centres", {}).items()}
-    return GeneSelection(**{**values, **arrays, "genes": tuple(values["genes"]), "groups": groups, "centres": centres})
+    families = {name: tuple(genes) for name, genes in values.get("families", ())}
+    changed = {"genes": tuple(values["genes"]), "groups": groups, "centres": centres, "families": families}
+    return GeneSelection(**{**values, **arrays, **changed})
 
 
 def _intervals(values: dict[str, Any] | None) -> Intervals | None:

@@ -77,7 +77,7 @@ class Cmta(Model):
             return Encoder(width, config.attention_dropout, config.positions == SQUARE, has_map, CLASS_STD)
 
         self.project = nn.Sequential(nn.Linear(sizes.features, width), nn.ReLU(), nn.Dropout(config.dropout))
-        self.tokens = GeneTokens(sizes.genes["all"], config.pieces, config.cut, width, config.dropout)
+        self.tokens = GeneTokens(sizes, config.pieces, config.cut, width, config.dropout)
         self.slide_encoder, self.gene_encoder = encoder(True), encoder(False)
         self.slide_from_gene = nn.MultiheadAttention(width, 1, batch_first=True)
         self.gene_from_slide = nn.MultiheadAttention(width, 1, batch_first=True)

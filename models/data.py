@@ -19,7 +19,7 @@ from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.expression import read_expression
 from pipeline.contracts.features import BagRecord, read_bag, read_index
 from pipeline.contracts.genes import GeneSelection
-from pipeline.contracts.tasks import CLASSIFICATION, Labels
+from pipeline.contracts.tasks import CLASSIFICATION, PRETRAINING, Labels
 
 CACHE_BYTES = 4 * 2**30
 
@@ -340,6 +340,8 @@ def targets_of(
     if labels.task.kind == CLASSIFICATION:
         code = {name: number for number, name in enumerate(classes)}
         return Targets(label=torch.tensor([code[labels.label[c]] for c in case_ids], dtype=torch.int64))
+    if labels.task.kind == PRETRAINING:
+        return Targets()
     assert intervals is not None
     time = np.array([labels.time[c] for c in case_ids], dtype=np.float64)
     return Targets(

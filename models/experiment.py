@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.params import build_config, check_choice, check_range
-from models.registry import GENES, SLIDES, entry, model_class, needs, role
+from models.registry import FINE_TUNE, GENES, SLIDES, entry, model_class, needs, role
 from pipeline.contracts import layout
 from pipeline.contracts.cohort import check_id
 from pipeline.contracts.errors import InputError, nearest
@@ -73,6 +73,13 @@ class Experiment:
         if self.magnification is not None and not isinstance(self.magnification, (int, float)):
             object.__setattr__(self, "magnification", tuple(self.magnification))
         object.__setattr__(self, "params", dict(self.params or {}))
+        if entry(self.model).is_probe and not sources and self.params.get("mode") != FINE_TUNE:
+            fitting = " or ".join(sorted(entry(self.model).starts_from))
+            raise InputError(
+                where,
+                f"a linear probe '{self.model}' needs trained encoders.",
+                f"set init_from to an experiment of {fitting}, or params: {{mode: {FINE_TUNE}}}.",
+            )
 
     def resolved(self, kind: str) -> Experiment:
         """The same with every default of the model written out for a task of `kind`, and `params` complete.
@@ -84,16 +91,17 @@ class Experiment:
         if self.reference and model.reference_params is None:
             raise InputError(where, f"model '{self.model}' has no reference mode.", "set reference: false.")
         started = model.defaults_when_started if self.init_from else {}
-        defaults = {**model.defaults, **model.defaults_by_kind.get(kind, {}), **started}
-        filled = {key: value for key, value in defaults.items() if getattr(self, key) is None}
         own = dict(self.params)
         preset = own.pop("preset", None)
         if preset is not None:
             check_choice(f"params.preset of '{self.name}'", preset, model.presets)
             own = {**model.presets[preset], **own}
         params = {**(model.reference_params if self.reference else {}), **own}
-        config = build_config(model.Config, params, self.model)
-        return replace(self, **filled, params=asdict(config), tasks=None, needs=None)
+        complete = asdict(build_config(model.Config, params, self.model))
+        by_mode = model.defaults_by_mode.get(complete.get("mode"), {})
+        defaults = {**model.defaults, **model.defaults_by_kind.get(kind, {}), **started, **by_mode}
+        filled = {key: value for key, value in defaults.items() if getattr(self, key) is None}
+        return replace(self, **filled, params=complete, tasks=None, needs=None)
 
 
 def check_sources(experiments: Sequence[Experiment], tasks: Sequence[str]) -> None:
@@ -110,7 +118,7 @@ def check_sources(experiments: Sequence[Experiment], tasks: Sequence[str]) -> No
         check_roles(experiment, [known[name] for name in experiment.init_from or ()])
         for name in experiment.init_from or ():
             absent = sorted(set(experiment.tasks or tasks) - set(known[name].tasks or tasks))
-            if absent:
+            if absent and not entry(known[name].model).task_free:
                 raise InputError(where, f"'{name}' is not trained on task '{absent[0]}'.", "give both the same tasks.")
 
 
@@ -161,8 +169,8 @@ class Inputs:
     cases : the clinical sheet
     features_index : index of the experiment's encoder, None without slides
     expression : ``expression.h5ad``, None without genes
-    genes_dir : folder of ``fold{k}.json`` of the task, None without genes
-    sources : experiment named by ``init_from`` -> folder of its models for the task
+    genes_dir : folder of ``fold{k}.json`` of the task (or of pre-training, after it), None without genes
+    sources : experiment named by ``init_from`` -> folder of its models for the task, or without one
     """
 
     splits: str | Path

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from models.covariates import Covariates, fit_covariates
 from models.data import Cohort, array_digest
 from models.experiment import Experiment, Inputs
 from models.losses import fit_class_weights
-from models.registry import CLINICAL, GENES, SLIDES, model_class
+from models.registry import CLINICAL, GENES, SLIDES, entry, model_class
 from models.sources import Sources, read_sources
 from models.survival import Intervals, fit_intervals
 from pipeline.contracts.errors import InputError
@@ -22,7 +24,7 @@ from pipeline.contracts.files import digest_of
 from pipeline.contracts.genes import GeneSelection
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.splits import TRAIN, VAL, Splits
-from pipeline.contracts.tasks import CLASSIFICATION, Labels
+from pipeline.contracts.tasks import CLASSIFICATION, KINDS, SURVIVAL, Labels
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ def prepare_fold(
         if unseen:
             notes.append(f"{len(unseen)} validation cases are of a class that no training case has")
             val = [c for c in val if c not in set(unseen)]
-        codes = np.array([classes.index(labels.label[c]) for c in train])
-        class_weights = tuple(float(w) for w in fit_class_weights(codes, len(classes)))
-    else:
+    elif labels.task.kind == SURVIVAL:
         time = np.array([labels.time[c] for c in train])
         event = np.array([labels.event[c] for c in train])
         if not event.any():
@@ -119,6 +119,13 @@ def prepare_fold(
         if len(intervals) < experiment.bins:
             few = f"{len(intervals)} survival interval{'s' * (len(intervals) > 1)} instead of {experiment.bins}"
             notes.append(f"{few}: {int(event.sum())} training cases with an event")
+    if experiment.params.get("shots"):
+        drawn = few_shots(train, labels, classes or intervals, experiment.params["shots"], number, experiment.seed)
+        notes.append(f"{experiment.params['shots']} shots: {len(drawn)} of {len(train)} training cases")
+        train = drawn
+    if classes:
+        codes = np.array([classes.index(labels.label[c]) for c in train])
+        class_weights = tuple(float(w) for w in fit_class_weights(codes, len(classes)))
     if not val:
         notes.append("no validation case: the last epoch is kept")
     covariates = None
@@ -134,6 +141,9 @@ def prepare_fold(
         outputs=len(classes) or len(intervals or ()),
         kind=labels.task.kind,
         clinical=covariates.width if covariates else 0,
+        families=[c.tolist() for c in selection.family_columns().values()]
+        if selection and GENES in model.needs
+        else [],
     )
     fold = Fold(
         number, tuple(train), tuple(val), sizes, selection, classes, class_weights, intervals, tuple(notes),
@@ -141,6 +151,38 @@ def prepare_fold(
     )  # fmt: skip
     _check_sources(fold, cohort, where)
     return Fold(**{**vars(fold), "digest": _digest(fold, experiment, labels, cohort)})
+
+
+def fold_seed(seed: int, fold: int) -> int:
+    """A seed of its own for every fold, 0 to 2^63 - 1."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{fold}".encode()).digest()[:8], "big") >> 1
+
+
+def few_shots(
+    cases: Sequence[str], labels: Labels, groups: Sequence[str] | Intervals | None, shots: int, fold: int, seed: int
+) -> list[str]:
+    """`shots` cases of each class, or of each survival interval, without replacement; sorted.
+
+    Raises InputError where a group has fewer.
+    """
+    if isinstance(groups, Intervals):
+        of = dict(zip(cases, groups.of(np.array([labels.time[c] for c in cases])).tolist(), strict=True))
+        names: Sequence[Any] = range(len(groups))
+    else:
+        of, names = {c: labels.label[c] for c in cases}, groups or ()
+    rng = np.random.default_rng(fold_seed(seed, fold))
+    drawn: list[str] = []
+    for name in names:
+        members = sorted(c for c in cases if of[c] == name)
+        if len(members) < shots:
+            what = f"survival interval {name + 1}" if isinstance(groups, Intervals) else f"class '{name}'"
+            raise InputError(
+                f"task '{labels.task.name}', fold {fold}",
+                f"{what} has {len(members)} training case{'s' * (len(members) != 1)}, fewer than the {shots} shots.",
+                "ask for fewer shots, or fewer bins.",
+            )
+        drawn += rng.choice(members, shots, replace=False).tolist()
+    return sorted(drawn)
 
 
 def _check_known(classes: Sequence[str], train: Sequence[str], labels: Labels, where: str) -> None:
@@ -157,12 +199,16 @@ def _check_sources(fold: Fold, cohort: Cohort, where: str) -> None:
     """Raise InputError where a source reads or predicts anything else than the fold does."""
     start, teacher = fold.sources.weights, fold.sources.teacher
     for source in (s for s in (start, teacher) if s is not None):
-        pairs = [
+        pairs: list[tuple[str, Any, Any]] = [
             ("magnification", cohort.magnification, source.magnification),
             ("features per tile", fold.sizes.features, source.sizes.features),
-            ("outputs", fold.sizes.outputs, source.sizes.outputs),
-            ("classes", fold.classes, source.classes),
         ]
+        if source is start and fold.selection is not None:
+            own, other = (x and x.digest for x in (fold.selection, source.selection))
+            pairs.append(("genes and their scaling", own, other))
+        if not entry(source.experiment.model).task_free:
+            pairs.append(("outputs", fold.sizes.outputs, source.sizes.outputs))
+            pairs.append(("classes", fold.classes, source.classes))
         for what, own, other in pairs:
             if own != other:
                 raise InputError(where, f"{what}: {own}, but {other} in '{source.experiment.name}' of init_from.")
@@ -196,7 +242,9 @@ def _gene_sizes(selection: GeneSelection | None, groups: Sequence[str], where: s
 def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) -> str:
     settings = {k: v for k, v in asdict(experiment).items() if k != "name"}
     cases = [*fold.train, *fold.val]
-    outcome = [labels.label.get(c) or [labels.time[c], labels.event[c]] for c in cases]
+    outcome = None
+    if labels.task.kind in KINDS:
+        outcome = [labels.label.get(c) or [labels.time[c], labels.event[c]] for c in cases]
     needs = model_class(experiment.model).needs
     genes = None
     if GENES in needs:
@@ -210,6 +258,7 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
     return digest_of(
         "models", REVISIONS["models"], settings, asdict(labels.task), fold.number, fold.train, fold.val,
         outcome, genes, slides, clinical, fold.notes, cohort.magnification, *_taken_over(fold, cohort),
+        *([fold.intervals.edges] if experiment.params.get("shots") and fold.intervals else []),
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Genes look among the tiles: co-attention of a few gene tokens over all tiles, then a transformer for each side.
 
 Source: MCAT (Chen et al. 2021); subspace specification 11.6. The published method's gene tokens are six functional
-families; without such lists ours are pieces of the gene list, six by default, four in reference mode.
+families: give such lists (``genes.families``) and cut by them. Without lists ours are pieces of the gene list, six by
+default, four in reference mode.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from models.batch import Batch, Outputs, Sizes
 from models.layers import AttentionPool
 from models.model import Model
 from models.params import check_choice, check_range
+from pipeline.contracts.errors import InputError
 
-EQUAL, REFERENCE = CUTS = ("equal", "reference")
+EQUAL, REFERENCE, FAMILIES = CUTS = ("equal", "reference", "families")
 HEADS = 8
 
 
@@ -30,7 +32,8 @@ class McatConfig:
     width : of all tokens, a multiple of 8
     dropout : everywhere but in the co-attention
     pieces : gene tokens, from pieces of the gene list in its order
-    cut : "equal" pieces, or the "reference": all but the last of 100 genes in 431
+    cut : "equal" pieces, or the "reference": all but the last of 100 genes in 431; or a token for each of the fold's
+        gene "families" (functional sets, pathways), whose number `pieces` then is not asked for
     fixed_length : None takes every tile of a case; a number resamples each slide, as one sample, to so many tiles
     """
 
@@ -51,30 +54,49 @@ class McatConfig:
 
 
 class GeneTokens(nn.Module):
-    """Pieces of the gene list, each through two self-normalising layers: [samples, genes] to [samples, pieces, width].
+    """Pieces or families of genes, each through two self-normalising layers.
 
-    There are never more pieces than genes.
+    From [samples, genes] to [samples, tokens, width]. There are never more pieces than genes; a gene may be in
+    several families, or in none.
+
+    Raises InputError for a cut by families where the fold has none.
     """
 
-    def __init__(self, genes: int, pieces: int, cut: str, width: int, dropout: float) -> None:
+    def __init__(self, sizes: Sizes, pieces: int, cut: str, width: int, dropout: float) -> None:
         super().__init__()
-        pieces = min(pieces, genes)
-        size = max(1, genes * 100 // 431) if cut == REFERENCE else 0
-        if size and size * (pieces - 1) < genes:
-            self.sizes = [*[size] * (pieces - 1), genes - size * (pieces - 1)]
-        else:
-            self.sizes = [genes // pieces + (k < genes % pieces) for k in range(pieces)]
+        groups = sizes.families if cut == FAMILIES else cut_genes(sizes.genes["all"], pieces, cut)
+        if not groups:
+            raise InputError(
+                "config.yaml experiments params.cut",
+                "it is 'families', but no gene family was selected with the genes.",
+                "name a GMT file in genes.families, or use builtin there.",
+            )
         self.pieces = nn.ModuleList(
             nn.Sequential(
-                *(nn.Linear(n, width), nn.ELU(), nn.AlphaDropout(dropout)),
+                *(nn.Linear(len(columns), width), nn.ELU(), nn.AlphaDropout(dropout)),
                 *(nn.Linear(width, width), nn.ELU(), nn.AlphaDropout(dropout)),
             )
-            for n in self.sizes
+            for columns in groups
         )
+        self.lengths = [len(columns) for columns in groups]
+        columns = torch.tensor([column for group in groups for column in group])
+        self.register_buffer("columns", columns, persistent=False)  # the checkpoint has them in the sizes
 
     def forward(self, genes: Tensor) -> Tensor:
-        parts = genes.split(self.sizes, dim=1)
+        parts = genes[:, self.columns].split(self.lengths, dim=1)
         return torch.stack([piece(part) for piece, part in zip(self.pieces, parts, strict=True)], dim=1)
+
+
+def cut_genes(genes: int, pieces: int, cut: str) -> list[list[int]]:
+    """Columns of each piece of the gene list."""
+    pieces = min(pieces, genes)
+    size = max(1, genes * 100 // 431) if cut == REFERENCE else 0
+    if size and size * (pieces - 1) < genes:
+        sizes = [*[size] * (pieces - 1), genes - size * (pieces - 1)]
+    else:
+        sizes = [genes // pieces + (k < genes % pieces) for k in range(pieces)]
+    ends = [sum(sizes[: k + 1]) for k in range(pieces)]
+    return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
 
 
 class Side(nn.Module):
@@ -114,7 +136,7 @@ class Mcat(Model):
         self.config = config
         width = config.width
         self.project = nn.Sequential(nn.Linear(sizes.features, width), nn.ReLU(), nn.Dropout(config.dropout))
-        self.tokens = GeneTokens(sizes.genes["all"], config.pieces, config.cut, width, config.dropout)
+        self.tokens = GeneTokens(sizes, config.pieces, config.cut, width, config.dropout)
         self.attention = nn.MultiheadAttention(width, 1, batch_first=True)
         self.slide = Side(width, config.dropout)
         self.gene = Side(width, config.dropout)

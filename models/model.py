@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ class Model(nn.Module):
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
     defaults_by_kind : task kind -> defaults that differ for it
     defaults_when_started : defaults that differ for an experiment with ``init_from``
+    defaults_by_mode : value of the hyper-parameter ``mode`` -> defaults that differ for it
     reference_params : values of `Config` that reproduce the released code; None if there is no reference mode
     presets : name -> values of `Config`, for the ablations of its authors; ``params: {preset: name}`` takes one
     magnifications : how many magnifications of each slide `forward` reads, 1 or 2
@@ -37,6 +39,8 @@ class Model(nn.Module):
         from 0 over so many epochs
     decoupled_decay : take AdamW's weight decay instead of Adam's
     fits_itself : True when `fit` replaces the training loop
+    shared_params : keys of `Config` that must be the same in the experiment whose weights it starts from
+    encodes_once : True when the training loop reads only what `condensed` made of each sample, once
     """
 
     name: ClassVar[str]
@@ -47,12 +51,22 @@ class Model(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     defaults_by_kind: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults_when_started: ClassVar[dict[str, Any]] = {}
+    defaults_by_mode: ClassVar[dict[str, dict[str, Any]]] = {}
     reference_params: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     magnifications: ClassVar[int] = 1
     warmup_epochs: ClassVar[int] = 0
     decoupled_decay: ClassVar[bool] = False
     fits_itself: ClassVar[bool] = False
+    shared_params: ClassVar[tuple[str, ...]] = ()
+    encodes_once: bool = False
+
+    def start(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights of the experiment that this one starts from."""
+        self.load_state_dict(state)
+
+    def constrain(self) -> None:
+        """Bring parameters back into their bounds after the optimiser's step."""
 
     def forward(self, batch: Batch) -> Outputs:
         raise NotImplementedError
@@ -70,7 +84,8 @@ class Model(nn.Module):
         return risk_of_survival(survival), survival
 
     def condensed(self, batch: Batch) -> Batch:
-        """Models that fit themselves on slides: what `fit` needs of a batch, so that all samples fit into memory."""
+        """What `fit`, or the loop of a model that encodes once, needs of a batch, so that all samples fit into
+        memory."""
         return batch
 
     def fit(
@@ -91,6 +106,12 @@ def restored(checkpoint: Checkpoint, device: torch.device) -> Model:
     model = build_model(checkpoint.experiment, checkpoint.sizes).to(device)
     model.load_state_dict(checkpoint.state)
     return model.eval()
+
+
+def learnt(model: Model) -> dict[str, Tensor]:
+    """The state without parameters that are frozen."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def fixed_length(model: Model) -> int | None:

@@ -25,6 +25,8 @@ class Entry:
     magnifications : how many magnifications of each slide it reads
     starts_from, taught_by : models that the experiments named by ``init_from`` may have: one whose weights this model
         starts from, and one that stays frozen and teaches it
+    task_free : it learns without labels, once for all tasks
+    is_probe : unless its hyper-parameter ``mode`` is `FINE_TUNE`, it must start from another
     """
 
     path: str
@@ -32,6 +34,8 @@ class Entry:
     magnifications: int = 1
     starts_from: frozenset[str] = frozenset()
     taught_by: frozenset[str] = frozenset()
+    task_free: bool = False
+    is_probe: bool = False
 
 
 MODELS: dict[str, Entry] = {
@@ -56,6 +60,21 @@ MODELS: dict[str, Entry] = {
         starts_from=frozenset({"disentangled-student"}),
         taught_by=frozenset({"disentangled-teacher", "disentangled-histology"}),
     ),
+    "mirror-pretraining": Entry(
+        "models.mirror_pretraining:MirrorPretraining", frozenset({SLIDES, GENES}), task_free=True
+    ),
+    "mirror": Entry(
+        "models.mirror:Mirror",
+        frozenset({SLIDES, GENES}),
+        starts_from=frozenset({"mirror-pretraining"}),
+        is_probe=True,
+    ),
+    "tangle-pretraining": Entry(
+        "models.tangle_pretraining:TanglePretraining", frozenset({SLIDES, GENES}), task_free=True
+    ),
+    "tangle": Entry(
+        "models.tangle:Tangle", frozenset({SLIDES}), starts_from=frozenset({"tangle-pretraining"}), is_probe=True
+    ),
 }
 
 
@@ -66,6 +85,7 @@ def entry(name: str, where: str = "config.yaml experiments") -> Entry:
     return MODELS[name]
 
 
+FINE_TUNE = "fine_tune"
 WEIGHTS = "weights"
 TEACHER = "teacher"
 

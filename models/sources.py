@@ -17,9 +17,9 @@ from models.data import Cohort, Collator, Sample
 from models.experiment import Experiment, Inputs, check_roles
 from models.layers import full_precision
 from models.model import fixed_length, restored
-from models.registry import GENES, TEACHER, WEIGHTS, needs
+from models.registry import GENES, TEACHER, WEIGHTS, entry, model_class, needs
 from pipeline.contracts.errors import FormatError, InputError
-from pipeline.contracts.tasks import Task
+from pipeline.contracts.tasks import PRETRAINING_TASK, Task
 from pipeline.contracts.training import OK, read_folds
 
 Lesson = dict[str, Tensor]
@@ -55,8 +55,14 @@ def read_sources(experiment: Experiment, task: Task, inputs: Inputs, fold: int, 
     roles = check_roles(experiment, [checkpoint.experiment for checkpoint in found.values()])
     by_role = {part: found[source.name] for part, source in roles.items()}
     weights, teacher = by_role.get(WEIGHTS), by_role.get(TEACHER)
+    where = f"config.yaml experiments '{experiment.name}'"
+    if weights is not None:
+        for key in model_class(experiment.model).shared_params:
+            own, other = (x.params[key] for x in (experiment, weights.experiment))
+            if own != other:
+                problem = f"{key} is {own}, but {other} in '{weights.experiment.name}' of init_from."
+                raise InputError(where, problem, "give both the same.")
     if teacher is not None:
-        where = f"config.yaml experiments '{experiment.name}'"
         own, other = (x.params.get("fixed_length") for x in (experiment, teacher.experiment))
         if own != other:
             problem = f"one of it and '{teacher.experiment.name}' is in reference mode ({own} and {other} tiles)."
@@ -78,6 +84,7 @@ def _read(name: str, task: Task, inputs: Inputs, fold: int, split: str) -> Check
     checkpoint = read_checkpoint(path)
     if checkpoint.digest != row.digest:
         raise FormatError(f"{path}: not the checkpoint that index.tsv names. Fix: rerun train_model.")
+    task = PRETRAINING_TASK if entry(checkpoint.experiment.model).task_free else task
     for what, own, other in (
         ("experiment", name, checkpoint.experiment.name),
         ("fold", fold, checkpoint.fold),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -29,17 +28,17 @@ from models.checkpoint import (
 from models.covariates import check_columns
 from models.data import Cohort, Collator, Sample, samples_of, targets_of
 from models.experiment import Experiment, Inputs
-from models.folds import Fold, prepare_fold, read_selection
+from models.folds import Fold, fold_seed, prepare_fold, read_selection
 from models.losses import Objective
 from models.metrics import selection_score
-from models.model import Model, build_model, fixed_length
+from models.model import Model, build_model, fixed_length, learnt
 from models.registry import CLINICAL, GENES, SLIDES, model_class
 from models.sources import lessons, with_lessons
 from pipeline.contracts.errors import FormatError, HistoweaveError
 from pipeline.contracts.files import write_table
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.splits import read_splits
-from pipeline.contracts.tasks import Labels, Task, read_labels
+from pipeline.contracts.tasks import PRETRAINING, Labels, Task, read_labels
 from pipeline.contracts.training import FAILED, OK, FoldRow, write_folds
 
 __all__ = ["Experiment", "Inputs", "TrainingError", "train_folds"]
@@ -163,7 +162,7 @@ def train_fold(
     torch.manual_seed(seed)
     model = build_model(experiment, fold.sizes).to(device)
     if fold.sources.weights is not None:
-        model.load_state_dict(fold.sources.weights.state)
+        model.start(fold.sources.weights.state)
     data = FoldData(fold, model, labels, cohort, experiment.batch_size or 1, device)
     notes = list(fold.notes)
     if model.fits_itself:
@@ -177,18 +176,13 @@ def train_fold(
     checkpoint = Checkpoint(
         experiment, labels.task, fold.number, fold.sizes, fold.classes, fold.class_weights, fold.intervals,
         fold.selection, cohort.magnification, progress.epoch, progress.best_epoch, tuple(notes),
-        REVISIONS["models"], fold.digest, progress.best_state, fold.covariates, fold.split,
+        REVISIONS["models"], fold.digest, {**model.state_dict(), **progress.best_state}, fold.covariates, fold.split,
     )  # fmt: skip
     columns = list(dict.fromkeys(key for row in progress.history for key in row))
     write_table(folder / HISTORY, columns, progress.history)
     write_checkpoint(folder / CHECKPOINT, checkpoint)
     (folder / LAST).unlink(missing_ok=True)
     return checkpoint
-
-
-def fold_seed(seed: int, fold: int) -> int:
-    """A seed of its own for every fold, 0 to 2^63 - 1."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{fold}".encode()).digest()[:8], "big") >> 1
 
 
 class FoldData:
@@ -204,11 +198,22 @@ class FoldData:
         self.val = samples_of(cohort, fold.val, per_slide=length is not None)
         teacher = fold.sources.teacher
         self.lessons = lessons(teacher, cohort, self.train, device) if teacher else {}
+        self.model = model
+        self._encoded: dict[Sample, Batch] = {}
 
     def whole(self, samples: Sequence[Sample]) -> tuple[Batch, Targets]:
         """All samples as one batch."""
+        if self.model.encodes_once:
+            return joined([self.encoded(sample) for sample in samples]), self.targets(samples)
         batch = replace(self.collate(samples), **with_lessons(samples, self.lessons))
         return batch.to(self.device), self.targets(samples)
+
+    @torch.no_grad()
+    def encoded(self, sample: Sample) -> Batch:
+        """What the frozen part of a model makes of a sample, computed once, each sample by itself."""
+        if sample not in self._encoded:
+            self._encoded[sample] = self.model.condensed(self.collate([sample]).to(self.device))
+        return self._encoded[sample]
 
     def targets(self, samples: Sequence[Sample]) -> Targets:
         case_ids = [sample.case_id for sample in samples]
@@ -235,7 +240,9 @@ def run_epochs(
     weights = torch.tensor(data.fold.class_weights, device=device) if data.fold.class_weights else None
     objective = Objective(data.fold.sizes.kind, weights)
     chosen = torch.optim.AdamW if model.decoupled_decay else torch.optim.Adam
-    optimiser = chosen(model.parameters(), lr=experiment.lr, weight_decay=experiment.weight_decay)
+    optimiser = chosen(
+        (p for p in model.parameters() if p.requires_grad), lr=experiment.lr, weight_decay=experiment.weight_decay
+    )
     steps = -(-len(data.train) // data.batch_size)
     shuffle = torch.Generator().manual_seed(seed)
     autocast = torch.autocast(
@@ -256,7 +263,8 @@ def run_epochs(
         }
         if data.val:
             with autocast:
-                row["val_loss"], row["val_score"] = validate(model, objective, data)
+                check = validate_pretraining if objective.kind == PRETRAINING else validate
+                row["val_loss"], row["val_score"] = check(model, objective, data)
         for key in ("loss", "val_loss"):
             if row[key] is not None and not math.isfinite(row[key]):
                 raise TrainingError(f"{key} is {row[key]} in epoch {row['epoch']}: lower lr, or check the inputs.")
@@ -265,7 +273,7 @@ def run_epochs(
         better = row["val_loss"] is None or row["val_loss"] < progress.best_loss
         if better:
             progress.best_epoch, progress.best_loss = progress.epoch, row["val_loss"] or 0.0
-            progress.best_state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            progress.best_state = {k: v.detach().cpu().clone() for k, v in learnt(model).items()}
         row["best"] = int(better)
         progress.history.append(row)
         write_bytes(last, saved(resumable(data.fold.digest, progress, model, optimiser, shuffle, device)))
@@ -307,7 +315,10 @@ def train_epoch(
     optimiser: torch.optim.Optimizer,
     rates: Sequence[float],
 ) -> dict[str, float]:
-    """One pass over the training samples. Returns the mean over batches of the total loss and of each of its parts."""
+    """One pass over the training samples.
+
+    Returns the mean over batches of the total loss, of each of its parts, and of what the model records beside them.
+    """
     model.train()
     sums: dict[str, float] = {}
     count = 0
@@ -316,14 +327,17 @@ def train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         outputs = model(batch)
-        task_losses = [objective(logits.float(), targets) for logits in outputs.branches or (outputs.logits,)]
-        parts = {"task_loss": torch.stack([total / weight for total, weight in task_losses]).sum(), **outputs.losses}
+        parts = dict(outputs.losses)
+        if objective.kind != PRETRAINING:
+            task_losses = [objective(logits.float(), targets) for logits in outputs.branches or (outputs.logits,)]
+            parts = {"task_loss": torch.stack([total / weight for total, weight in task_losses]).sum(), **parts}
         loss = torch.stack([part.float() for part in parts.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         model.edit_gradients(outputs, targets)
         optimiser.step()
-        for name, value in {"loss": loss, **parts}.items():
+        model.constrain()
+        for name, value in {"loss": loss, **parts, **outputs.logged}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
         count += 1
     return {name: value / count for name, value in sums.items()}
@@ -345,6 +359,19 @@ def validate(model: Model, objective: Objective, data: FoldData) -> tuple[float,
     return total / weight, selection_score(torch.cat(logits), targets)
 
 
+@torch.no_grad()
+def validate_pretraining(model: Model, objective: Objective, data: FoldData) -> tuple[float, None]:
+    """Mean over the validation samples of their batch's loss, with the same random masks in every epoch."""
+    model.eval()
+    assert not any(module.training for module in model.modules())
+    total = 0.0
+    with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+        torch.manual_seed(data.fold.number)
+        for batch, _ in data.batches(data.val, range(len(data.val))):
+            total += len(batch) * sum(float(loss) for loss in model(batch).losses.values())
+    return total / len(data.val), None
+
+
 def resumable(
     digest: str,
     progress: Progress,
@@ -359,7 +386,7 @@ def resumable(
         "format_version": FORMAT_VERSION,
         "digest": digest,
         "progress": vars(progress),
-        "model": model.state_dict(),
+        "model": learnt(model),
         "optimiser": optimiser.state_dict(),
         "shuffle": shuffle.get_state(),
         "random": torch.get_rng_state(),
@@ -385,7 +412,7 @@ def resume(
         return Progress()
     if body["digest"] != digest:
         return Progress()
-    model.load_state_dict(body["model"])
+    model.load_state_dict({**model.state_dict(), **body["model"]})
     optimiser.load_state_dict(body["optimiser"])
     shuffle.set_state(body["shuffle"])
     torch.set_rng_state(body["random"])

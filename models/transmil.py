@@ -78,8 +78,11 @@ class NystromAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[samples, tokens, width] to the same. The sequence is filled up with zeros at its front, unmasked."""
+    def forward(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[samples, tokens, width] to the same, or to these `rows` of it, int64 [rows].
+
+        The sequence is filled up with zeros at its front, unmasked.
+        """
         samples, count, width = tokens.shape
         tokens = functional.pad(tokens, (0, 0, -count % self.landmarks, 0))
         q, k, v = self.qkv(tokens).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -90,7 +93,7 @@ class NystromAttention(nn.Module):
         gathered = (q_mean @ k.transpose(-1, -2)).softmax(dim=-1) @ v
         heads = to_landmarks @ self.inverse(among).to(gathered) @ gathered + self.residual(v)
         merged = heads.transpose(1, 2).reshape(samples, -1, width)[:, -count:]
-        return self.dropout(self.out(merged))
+        return self.dropout(self.out(merged if rows is None else merged[:, rows]))
 
     def inverse(self, matrix: Tensor) -> Tensor:
         """Iterative Moore-Penrose inverse of [samples, heads, m, m], six steps."""
@@ -137,17 +140,26 @@ class Encoder(nn.Module):
     """Class token, attention, position encoding where there is a map, attention, LayerNorm."""
 
     def __init__(
-        self, width: int, dropout: float, shared_start: bool, has_map: bool = True, class_std: float = 1.0
+        self,
+        width: int,
+        dropout: float,
+        shared_start: bool,
+        has_map: bool = True,
+        class_std: float = 1.0,
+        attention: type[NystromAttention] = NystromAttention,
     ) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.randn(1, 1, width) * class_std)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.attentions = nn.ModuleList(NystromAttention(width, dropout, shared_start) for _ in range(2))
+        self.attentions = nn.ModuleList(attention(width, dropout, shared_start) for _ in range(2))
         self.position = PositionEncoding(width) if has_map else None
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, places: Places | None = None) -> tuple[Tensor, Tensor]:
-        """Class token [samples, width] and tokens [samples, tokens, width], more of them if filled up to a square."""
+    def forward(self, tokens: Tensor, places: Places | None = None, only_class: bool = False) -> tuple[Tensor, Tensor]:
+        """Class token [samples, width] and tokens [samples, tokens, width], more of them if filled up to a square.
+
+        With `only_class` there are no tokens: they are not computed, and the class token is the same.
+        """
         if self.position is not None and places is None:
             count = tokens.shape[1]
             side = math.isqrt(count - 1) + 1
@@ -156,8 +168,9 @@ class Encoder(nn.Module):
         tokens = tokens + self.attentions[0](self.norms[0](tokens))
         if self.position is not None:
             tokens = torch.cat([tokens[:, :1], self.position(tokens[:, 1:], places)], dim=1)
-        tokens = tokens + self.attentions[1](self.norms[1](tokens))
-        tokens = self.norm(tokens)
+        rows = torch.zeros(1, dtype=torch.int64, device=tokens.device) if only_class else None
+        attended = self.attentions[1](self.norms[1](tokens), rows)
+        tokens = self.norm((tokens[:, :1] if only_class else tokens) + attended)
         return tokens[:, 0], tokens[:, 1:]
 
 

@@ -28,8 +28,8 @@ def conclude(
         listed = "\n".join(f"  {f['what']} {f['id']} at {f['stage']}: {f['reason']}" for f in failures)
         raise HistoweaveError(
             f"{len(failures)} failed; everything else is finished and stands in the report.\n{listed}\nFix: mend"
-            " them and force them with `histoweave clean --stage STAGE --slides ID` (or --stage models), give a reason"
-            " in the `exclude` column of slides.tsv, or set inputs.allow_failed: true."
+            " them and force them with `histoweave clean --stage STAGE --slides ID` (or --stage models) and the command"
+            " that it prints, give a reason in the `exclude` column of slides.tsv, or set inputs.allow_failed: true."
         )
     write_table(out, ["what", "id", "stage", "reason"], failures)
     return failures

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
 
 HUB = "https://huggingface.co/"
@@ -171,9 +172,12 @@ def find(entry: Mapping[str, Any]) -> str | None:
 def completed(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A config entry with what is known of its encoder wherever it says nothing itself.
 
-    Raises InputError for an unknown preset, for an entry that names nothing, and for an encoder that timm cannot build.
+    Features that another tool made stay as they are: nothing is built for them. Raises InputError for an unknown
+    preset, for an entry that names nothing, and for an encoder that timm cannot build.
     """
     entry = dict(entry)
+    if entry.get("weights") == IMPORTED:
+        return entry
     key = find(entry)
     where = f"config.yaml encoders '{entry.get('slug') or key or entry.get('name') or '?'}'"
     if key is None:

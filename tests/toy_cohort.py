@@ -22,6 +22,8 @@ SMALL_PARAMS = {
     "transmil": {"width": 16},
     "mcat": {"width": 8, "pieces": 3},
     "cmta": {"width": 16, "pieces": 3},
+    "tangle": {"width": 16, "mode": "fine_tune"},
+    "mirror": {"width": 48, "rna_mlp_ratio": 1.0, "mode": "fine_tune"},
 }
 SYMBOLS = tuple(f"G{k:02d}" for k in range(12))
 GRADE = Task("grade", "classification", label="grade")

@@ -20,7 +20,7 @@ from pipeline.contracts.expression_tables import table_sources
 from pipeline.contracts.layout import RESULTS
 from pipeline.contracts.magnifications import ordered
 from pipeline.contracts.stain_targets import target_kind
-from pipeline.contracts.tasks import Task, read_labels
+from pipeline.contracts.tasks import PRETRAIN, Task, read_labels
 from pipeline.encoder_table import completed
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
@@ -123,10 +123,16 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
         magnifications = config["tiles"]["magnifications"]
         choose = _one_of if entry(experiment["model"]).magnifications == 1 else _pair_of
         experiment["magnification"] = choose(experiment["magnification"], magnifications, f"{where} magnification")
+    if entry(experiment["model"]).task_free:
+        if experiment["tasks"] not in (None, [PRETRAIN]):
+            raise InputError(
+                f"{where} tasks", f"model '{experiment['model']}' learns without a task, once for all.", "leave it out."
+            )
+        experiment["tasks"] = [PRETRAIN]
     if isinstance(experiment["init_from"], str):
         experiment["init_from"] = [experiment["init_from"]]
     unknown = sorted(set(experiment["tasks"] or ()) - {task["name"] for task in config["tasks"]})
-    if unknown:
+    if unknown and not entry(experiment["model"]).task_free:
         known = [task["name"] for task in config["tasks"]]
         raise InputError(f"{where} tasks", f"unknown task '{unknown[0]}'{nearest(unknown[0], known)}.")
 
@@ -152,8 +158,6 @@ def _check_encoder(encoder: dict[str, Any]) -> None:
             problem = f"'{encoder['path']}' holds no imported features."
             raise InputError(f"{where} path", problem, "write it with `histoweave import`.")
         return
-    if not encoder["name"]:
-        raise InputError(where, "name is missing.", "give a timm name, or hf-hub:owner/model.")
     if encoder["path"] and not Path(encoder["path"]).is_file():
         raise InputError(f"{where} path", f"'{encoder['path']}' does not exist.", "name a state dict on disk.")
 

@@ -14,7 +14,7 @@ from pipeline.contracts.errors import FormatError, InputError, nearest
 from pipeline.contracts.files import read_json, write_json
 
 KIND = "histoweave genes"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 GROUPS = ("tumour", "tme", "all")
 REFUSE, ITSELF = UNSEEN = ("refuse", "itself")  #: what becomes of a cohort that was not in the training cases
 
@@ -41,6 +41,9 @@ class GeneSelection:
     unseen : for a cohort without a centre: "refuse", or "itself" (its own mean over the cases at hand)
     max_missing : largest share of the genes that a new table may lack; a missing gene stands at the training mean
     settings : parameters of the expression stage, with which a new table is brought to `scale`
+    families : gene families, or pathways, by name: their selected genes in the order of `genes`, one at least; a gene
+        may be in several, or in none
+    elimination : how recursive elimination came to its genes (sizes tried, accuracies, counts); empty for other ways
     """
 
     task: str
@@ -60,11 +63,20 @@ class GeneSelection:
     unseen: str = REFUSE
     max_missing: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    elimination: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self, group: str) -> np.ndarray:
         """Positions of a group's genes within `genes`, int64 [genes of the group]."""
+        return self._columns(self.groups[group])
+
+    def family_columns(self) -> dict[str, np.ndarray]:
+        """Positions of each family's genes within `genes`, int64 [genes of the family]."""
+        return {name: self._columns(genes) for name, genes in self.families.items()}
+
+    def _columns(self, genes: Sequence[str]) -> np.ndarray:
         position = {gene: column for column, gene in enumerate(self.genes)}
-        return np.array([position[gene] for gene in self.groups[group]], dtype=np.int64)
+        return np.array([position[gene] for gene in genes], dtype=np.int64)
 
     def missing(self, symbols: Collection[str]) -> tuple[str, ...]:
         """Selected genes that a table with these symbols lacks."""
@@ -176,6 +188,8 @@ def write_genes(path: str | Path, selection: GeneSelection) -> None:
             "unseen": selection.unseen,
             "max_missing": selection.max_missing,
             "settings": dict(selection.settings),
+            "families": [[name, list(genes)] for name, genes in selection.families.items()],
+            "elimination": dict(selection.elimination),
         },
     )
 
@@ -202,13 +216,15 @@ def read_genes(path: str | Path) -> GeneSelection:
             unseen=body["unseen"],
             max_missing=float(body["max_missing"]),
             settings=body["settings"],
+            families={name: tuple(genes) for name, genes in body["families"]},
+            elimination=body["elimination"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: incomplete ({error!r}). Fix: delete it and rerun select_genes.") from error
     known = set(selection.genes)
     whole = (
         len(known) == len(selection.genes) == len(selection.mean) == len(selection.std)
-        and all(set(genes) <= known for genes in selection.groups.values())
+        and all(set(genes) <= known for genes in (*selection.groups.values(), *selection.families.values()))
         and np.isfinite(selection.mean).all()
         and bool((selection.std > 0).all())
         and all(len(c) == len(known) and np.isfinite(c).all() for c in selection.centres.values())

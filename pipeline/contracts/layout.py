@@ -84,6 +84,20 @@ def expression(root: Root) -> str:
     return _join(root, "expression", "expression.h5ad")
 
 
+def gene_set_scores(root: Root, part: str = "") -> str:
+    """`part` is "" for the scores of the cases, "sets" for what each set consists of."""
+    return _join(root, "expression", f"scores{'_' + part if part else ''}.tsv")
+
+
+def umap(root: Root) -> str:
+    return _join(root, "expression", "umap.tsv")
+
+
+def applied_genes(root: Root) -> str:
+    """Folder in which the report looks for new tables that ``histoweave apply-genes`` brought through a fold."""
+    return _join(root, "applied")
+
+
 def splits(root: Root) -> str:
     return _join(root, "splits", "splits.tsv")
 

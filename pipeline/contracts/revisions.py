@@ -11,9 +11,10 @@ REVISIONS = {
     "quality": 1,
     "expression": 2,
     "splits": 1,
-    "genes": 2,
+    "genes": 3,
+    "scores": 1,
     "models": 1,
     "predictions": 1,
     "evaluation": 1,
-    "report": 1,
+    "report": 2,
 }

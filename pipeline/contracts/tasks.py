@@ -14,13 +14,18 @@ from pipeline.contracts.errors import InputError, nearest
 CLASSIFICATION = "classification"
 SURVIVAL = "survival"
 KINDS = (CLASSIFICATION, SURVIVAL)
+PRETRAINING = "pretraining"
+PRETRAIN = "_pretrain"  #: stands for a task's name in paths; no task of a user's can have it
 TIME_UNITS = ("days", "months")
 MISSING = frozenset({"", "na", "n/a", "nan"})  #: cell contents, in any case of letters, that mean "unknown"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One entry of ``tasks`` in the config: `label` is a column for classification, `time` and `event` for survival."""
+    """One entry of ``tasks`` in the config: `label` is a column for classification, `time` and `event` for survival.
+
+    Pre-training without labels is `PRETRAINING_TASK`, which no config holds.
+    """
 
     name: str
     kind: str
@@ -30,6 +35,8 @@ class Task:
     time_unit: str = "days"
 
     def __post_init__(self) -> None:
+        if (self.name, self.kind) == (PRETRAIN, PRETRAINING):
+            return
         check_id(str(self.name), "config.yaml tasks", "task name")
         where = f"config.yaml tasks '{self.name}'"
         if self.kind not in KINDS:
@@ -66,6 +73,9 @@ class Task:
         return tuple(name for name in (self.label, self.time, self.event) if name)
 
 
+PRETRAINING_TASK = Task(PRETRAIN, PRETRAINING)
+
+
 @dataclass(frozen=True)
 class Labels:
     """The labels of one task.
@@ -76,6 +86,7 @@ class Labels:
     label : case_id -> class name (classification)
     time, event : case_id -> time in the task's unit, and 1 for an event or 0 for censored (survival)
     missing : case_id -> why the case has no label and is out of the task, in sheet order
+    unlabelled : every case of the sheet, for pre-training
     """
 
     task: Task
@@ -84,11 +95,12 @@ class Labels:
     time: dict[str, float] = field(default_factory=dict)
     event: dict[str, int] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    unlabelled: tuple[str, ...] = ()
 
     @property
     def cases(self) -> tuple[str, ...]:
-        """Case ids with a label, in sheet order."""
-        return tuple(self.label or self.time)
+        """Case ids with a label (for pre-training all of them), in sheet order."""
+        return tuple(self.label or self.time or self.unlabelled)
 
 
 def read_labels(cases: str | Path | CaseSheet, task: Task | Mapping[str, Any]) -> Labels:
@@ -102,6 +114,8 @@ def read_labels(cases: str | Path | CaseSheet, task: Task | Mapping[str, Any]) -
     """
     sheet = cases if isinstance(cases, CaseSheet) else read_cases(cases)
     task = task if isinstance(task, Task) else Task(**task)
+    if task.kind == PRETRAINING:
+        return Labels(task, unlabelled=tuple(sheet.rows))
     for column in task.columns:
         if column not in sheet.columns:
             raise InputError(

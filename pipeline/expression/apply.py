@@ -34,19 +34,21 @@ class AppliedGenes:
     genes : as in the selection
     values : float32 [cases, genes], centred, standardised and clipped
     report : what was decided and counted, the imputed genes among it
+    missing : selected genes that the table lacks, all of them; they stand at the training mean
     """
 
     cases: tuple[str, ...]
     genes: tuple[str, ...]
     values: np.ndarray
     report: dict[str, Any]
+    missing: tuple[str, ...] = ()
 
 
 def apply_genes(
     genes: str | Path, table: str | Path, out: str | Path, unit: str = "", cohort: str = "", aliases: str | None = None
 ) -> AppliedGenes:
     """Write the inputs of a new table as a TSV (case_id, then a column per gene), and beside it ``{out}.json`` with the
-    report. See `apply_selection`."""
+    report and ``{out}.missing.tsv`` with the selected genes that it lacks. See `apply_selection`."""
     selection = read_genes(genes)
     params = ExpressionParams(**selection.settings)
     applied = apply_selection(selection, read_raw(table, params.star_column), unit, cohort, read_aliases(aliases))
@@ -55,6 +57,7 @@ def apply_genes(
         for case, values in zip(applied.cases, applied.values, strict=True)
     ]
     write_table(out, ["case_id", *applied.genes], rows)
+    _write_missing(f"{out}.missing.tsv", selection, applied.missing)
     write_json(f"{out}.json", KIND, FORMAT_VERSION, {"genes_digest": selection.digest, "report": applied.report})
     return applied
 
@@ -95,13 +98,29 @@ def apply_selection(
     found = case_table(raw, params, sorted({_case(sample) for sample in raw.columns}), aliases)
     report = {key: value for key, value in found.report.items() if key not in ("cases_without_rna", "unit_told_by")}
     report["genes_selected"] = len(selection.genes)
-    report["genes_at_the_training_mean"] = some(selection.missing(found.symbols))
+    missing = selection.missing(found.symbols)
+    report["genes_at_the_training_mean"] = some(missing)
     cohorts = [cohort] * len(found.cases)
     if selection.centres:
         report["cohort"], report["cohort_is_new"] = cohort, cohort not in selection.centres
     fitted = selection.with_own_centres(found.values, found.symbols, cohorts, [cohort])
     values = fitted.apply(found.values, found.symbols, cohorts)
-    return AppliedGenes(found.cases, selection.genes, values, report)
+    return AppliedGenes(found.cases, selection.genes, values, report, missing)
+
+
+def _write_missing(path: str, selection: GeneSelection, missing: Sequence[str]) -> None:
+    """A row per missing gene: the groups it is in, and its mean and standard deviation over the training cases."""
+    position = {gene: column for column, gene in enumerate(selection.genes)}
+    rows = [
+        {
+            "gene": gene,
+            "groups": ";".join(name for name, genes in selection.groups.items() if gene in genes and name != "all"),
+            "training_mean": f"{selection.mean[position[gene]]:.6g}",
+            "training_std": f"{selection.std[position[gene]]:.6g}",
+        }
+        for gene in missing
+    ]
+    write_table(path, ["gene", "groups", "training_mean", "training_std"], rows)
 
 
 def _case(sample: str) -> str:

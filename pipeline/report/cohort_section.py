@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from pipeline.contracts import layout
-from pipeline.contracts.expression import Expression, read_expression
+from pipeline.contracts.expression import Expression
 from pipeline.contracts.files import read_table
 from pipeline.contracts.tasks import SURVIVAL, Labels, Task, read_labels
 from pipeline.report.reading import Run
@@ -18,7 +18,7 @@ LISTED = 30  #: findings of one kind that are listed; the rest is counted
 
 def cohort_section(run: Run) -> dict[str, Any]:
     """Counts of cases by what is known of them, labels per task, and the findings of the cohort join."""
-    expression = _expression(run)
+    expression = run.expression
     known = list(run.cases.rows) if run.cases else []
     with_rna = set(expression.cases) if expression else set()
     with_slide = {slide.case_id for slide in run.slides if not slide.exclude}
@@ -38,13 +38,6 @@ def cohort_section(run: Run) -> dict[str, Any]:
         "findings": _findings(run),
         "expression": _expression_facts(expression),
     }
-
-
-def _expression(run: Run) -> Expression | None:
-    if not run.context.inputs.get("expression"):
-        run.skip("expression", "the config names no expression table: a cohort without RNA")
-        return None
-    return run.attempt("expression", lambda: read_expression(layout.expression(run.results)))
 
 
 def _expression_facts(expression: Expression | None) -> dict[str, Any] | None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from pipeline.contracts import layout
 from pipeline.contracts.files import read_table
-from pipeline.contracts.genes import GROUPS, read_genes
+from pipeline.contracts.genes import GROUPS, GeneSelection, read_genes
 from pipeline.contracts.splits import ROLES, Splits, read_splits
+from pipeline.report.genes_section import genes_section
 from pipeline.report.reading import Run
 
 
@@ -16,41 +17,41 @@ def folds_section(run: Run) -> dict[str, Any] | None:
     if splits is None:
         return None
     rows = [{"fold": k, **{role: len(splits.cases(k, role)) for role in ROLES}} for k in range(splits.n_folds)]
+    chosen = _selections(run, splits)
     return {
         "rows": rows,
         "roles": ROLES,
         "n_folds": splits.n_folds,
-        "genes": _genes(run, splits),
+        "genes": [row for task, selections in chosen.items() for row in _counts(task, selections)],
+        "pictures": genes_section(run, splits, chosen),
         "notes": run.attempt("notes on folds", lambda: read_table(layout.split_notes(run.results))) or [],
         "groups": GROUPS,
     }
 
 
-def _genes(run: Run, splits: Splits) -> list[dict[str, Any]]:
-    """Counts of selected genes per task and fold, and how many genes every fold of a task agrees on."""
-    if not run.context.inputs.get("expression"):
-        return []
-    rows = []
-    for task in run.context.tasks:
-        chosen = []
+def _selections(run: Run, splits: Splits) -> dict[str, list[GeneSelection]]:
+    """The genes of each task's folds that are there, by task."""
+    chosen: dict[str, list[GeneSelection]] = {}
+    for task in run.context.tasks if run.context.inputs.get("expression") else ():
         for fold in range(splits.n_folds):
             path = layout.genes(run.results, task.name, fold)
             selection = run.attempt(f"genes of task {task.name}, fold {fold}", lambda path=path: read_genes(path))
             if selection:
-                chosen.append(selection)
-        if not chosen:
-            continue
-        shared = set.intersection(*(set(selection.genes) for selection in chosen))
-        for selection in chosen:
-            counts = {group: len(selection.groups[group]) for group in GROUPS}
-            rows.append(
-                {
-                    "task": task.name,
-                    "fold": selection.fold,
-                    "counts": counts,
-                    "training": selection.n_training,
-                    "shared": len(shared),
-                    "digest": selection.digest,
-                }
-            )
-    return rows
+                chosen.setdefault(task.name, []).append(selection)
+    return chosen
+
+
+def _counts(task: str, selections: list[GeneSelection]) -> list[dict[str, Any]]:
+    """Counts of selected genes per fold, and how many genes every fold of the task agrees on."""
+    shared = set.intersection(*(set(selection.genes) for selection in selections))
+    return [
+        {
+            "task": task,
+            "fold": selection.fold,
+            "counts": {group: len(selection.groups[group]) for group in GROUPS},
+            "training": selection.n_training,
+            "shared": len(shared),
+            "digest": selection.digest,
+        }
+        for selection in selections
+    ]

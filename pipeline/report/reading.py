@@ -12,6 +12,7 @@ from pipeline.contracts.batches import BatchRow, read_batch
 from pipeline.contracts.cohort import CaseSheet, Slide, batches, read_cases, read_slides
 from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
+from pipeline.contracts.expression import Expression, read_expression
 from pipeline.contracts.features import BagRecord, read_index
 from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.tasks import Task
@@ -68,6 +69,7 @@ class Run:
     context: ReportContext
     skipped: dict[tuple[str, str], None] = field(default_factory=dict)  # an ordered set
     cases: CaseSheet | None = None
+    expression: Expression | None = None
     slides: list[Slide] = field(default_factory=list)
     stages: dict[str, dict[str, BatchRow]] = field(default_factory=dict)
     bags: dict[str, list[BagRecord]] = field(default_factory=dict)
@@ -102,6 +104,10 @@ def read_run(results: Path, context: ReportContext) -> Run:
     inputs = context.inputs
     if inputs.get("cases"):
         run.cases = run.attempt("clinical sheet", lambda: read_cases(inputs["cases"]))
+    if inputs.get("expression"):
+        run.expression = run.attempt("expression", lambda: read_expression(layout.expression(results)))
+    else:
+        run.skip("expression", "the config names no expression table: a cohort without RNA")
     if not inputs.get("slides"):
         run.skip("slides", "the config names no slide sheet: a cohort without images")
         return run

@@ -1,14 +1,18 @@
 """histoweave init, doctor and clean."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from pipeline.contracts.batches import BatchRow, write_batch
 from pipeline.contracts.cohort import read_cases, read_slides
 from pipeline.contracts.errors import InputError
-from workflow.cli.clean import targets
+from workflow.cli.clean import RULES, SLIDE_STAGES, WHOLE_STAGES, targets
 from workflow.cli.init import sheet_rows, slide_files
 from workflow.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def slides_in(folder, *names):
@@ -132,6 +136,14 @@ def test_clean_dry_run_deletes_nothing(tmp_path, capsys):
     assert (tmp_path / "models").exists()
     assert main(["clean", "--stage", "models", "--results", str(tmp_path)]) == 0
     assert not (tmp_path / "models").exists()
+    assert "snakemake --cores 8 --forcerun train_model" in capsys.readouterr().out
+
+
+def test_clean_names_rules_that_exist():
+    text = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert RULES.keys() == {**SLIDE_STAGES, **WHOLE_STAGES}.keys()
+    for rules in RULES.values():
+        assert all(f"rule {rule}:" in text for rule in rules.split())
 
 
 def test_doctor_names_what_is_missing_and_its_fix(tmp_path, monkeypatch, capsys):

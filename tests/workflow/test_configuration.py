@@ -93,6 +93,23 @@ def test_two_magnifications_and_sources_are_written_out(config):
     assert checked(config)["experiments"][0]["magnification"] == [20, 10]
 
 
+def test_pretraining_has_no_task_of_the_users(config):
+    encoder = {"slug": "tiny", "name": "test_resnet.r160_in1k", "weights": "random"}
+    probe = {"name": "probe", "model": "mirror", "init_from": "pre", "tasks": ["grade"]}
+    config.update(encoders=[encoder], experiments=[{"name": "pre", "model": "mirror-pretraining"}, probe])
+    filled = checked(config)
+    assert [x["tasks"] for x in filled["experiments"]] == [["_pretrain"], ["grade"]]
+    config["experiments"][0]["tasks"] = ["grade"]
+    with pytest.raises(InputError, match="learns without a task, once for all"):
+        checked(config)
+    config["experiments"] = [{**probe, "init_from": None}]
+    with pytest.raises(InputError, match="needs trained encoders"):
+        checked(config)
+    config["experiments"] = [{**probe, "tasks": ["_pretrain"]}]
+    with pytest.raises(InputError, match="unknown task '_pretrain'"):
+        checked(config)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -134,7 +151,7 @@ def test_two_magnifications_and_sources_are_written_out(config):
         (lambda c: c["tasks"][0].pop("label"), "key 'label' is missing"),
         (lambda c: c.update(encoders=[{"preset": "un"}]), "unknown preset 'un'; did you mean 'uni'?"),
         (lambda c: c.update(encoders=[{"slug": "a", "name": "b", "weights": "file"}]), "path and weights: file go"),
-        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': name is missing"),
+        (lambda c: c.update(encoders=[{"slug": "a"}]), "encoders 'a': neither name nor preset is given"),
         (lambda c: c.update(encoders=[{"slug": "a", "weights": "imported"}]), "path and weights: file go"),
         (
             lambda c: c.update(encoders=[{"slug": "a", "weights": "imported", "path": "gone"}]),

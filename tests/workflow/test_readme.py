@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -79,6 +80,7 @@ def test_the_five_steps_and_the_other_commands(clone, unrun):
     run(todo.pop(0), clone)
     assert (clone / "slides.tsv").read_text().count("\n") == len(list(slides.glob("*.tif"))) + 1
     shutil.copytree(unrun.path / "data", clone / "data", dirs_exist_ok=True)
+    (clone / "new.tsv").write_bytes(gzip.decompress((clone / "data/rna.tsv.gz").read_bytes()))
     (clone / "config.yaml").write_text(yaml.safe_dump(unrun.config(), sort_keys=False))
     for command in todo:
         slide = next((clone / "results/tiles").glob("*.h5"), Path("none")).stem

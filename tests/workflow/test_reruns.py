@@ -74,7 +74,8 @@ def test_changing_one_gene_list(cohort):
     path = cohort.path / "data/tumour.gmt"
     path.write_text(path.read_text().rsplit("\t", 1)[0] + "\n")
     assert cohort.planned() == sorted(
-        ["prepare_expression", "select_genes grade", "select_genes survival", "train_model grade genes",
+        ["prepare_expression", "score_gene_sets", "select_genes grade", "select_genes survival",
+         "train_model grade genes",
          "train_model survival genes", "train_model survival fusion", "predict_cases grade genes",
          "predict_cases survival genes",
          "predict_cases survival fusion", "evaluate_task grade", "evaluate_task survival", "build_report", "conclude",

@@ -33,6 +33,24 @@ WHOLE_STAGES = {
     "evaluation": ["evaluation"],
     "report": ["report.html", "verdict.tsv"],
 }
+#: stage -> the rule that makes it. Snakemake does not make a missing file again while what was made from it stands.
+RULES = {
+    "check": "check_slides",
+    "tissue": "detect_tissue",
+    "tiles": "tile_slides",
+    "stain": "fit_stains",
+    "features": "embed_tiles index_features",
+    "quality": "describe_slides",
+    "cohort": "join_cohort",
+    "target": "choose_stain_target",
+    "expression": "prepare_expression",
+    "splits": "make_splits",
+    "genes": "select_genes",
+    "models": "train_model",
+    "predictions": "predict_cases",
+    "evaluation": "evaluate_task",
+    "report": "build_report",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         if not options.dry_run:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     print(f"{len(doomed)} deleted." if not options.dry_run else f"{len(doomed)} would be deleted.")
+    if doomed:
+        print(f"Then run: snakemake --cores 8 --forcerun {RULES[options.stage]}")
     return 0
 
 

@@ -19,6 +19,7 @@ from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError, SlideError
 from pipeline.contracts.slide_files import is_remote
 from pipeline.contracts.slide_types import select_types
+from pipeline.contracts.tasks import PRETRAINING
 from pipeline.encoder_table import KNOWN, departures
 from pipeline.remote_files import remote_file
 from workflow.configuration import checked
@@ -114,7 +115,7 @@ def _resolve(config: dict) -> None:
     kinds = {task["name"]: task["kind"] for task in config["tasks"]}
     for experiment in config["experiments"]:
         for task in experiment["tasks"] or kinds:
-            Experiment(**experiment).resolved(kinds[task])
+            Experiment(**experiment).resolved(kinds.get(task, PRETRAINING))
 
 
 def _encoders(config: dict) -> Iterator[Finding]:

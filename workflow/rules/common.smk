@@ -17,6 +17,7 @@ from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide, is_remote
 from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.stain_targets import target_kind
+from pipeline.contracts.tasks import PRETRAIN, PRETRAINING
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
 
@@ -39,13 +40,15 @@ CASES_DIGEST = digest_of(sorted(CASES.rows))
 TARGET_KIND = target_kind(config["stain"]["target"], [slide.slide_id for slide in SLIDES])
 HAS_RNA = bool(config["inputs"]["expression"])
 TASKS = {task["name"]: task for task in config["tasks"]}
+ALL_TASKS = {**TASKS, PRETRAIN: {"name": PRETRAIN, "kind": PRETRAINING}}
 ENCODERS = {encoder["slug"]: encoder for encoder in config["encoders"]} if SLIDES else {}
 ADOPTED = [slug for slug, encoder in ENCODERS.items() if encoder["weights"] == IMPORTED]
 EMBEDDED = [slug for slug in ENCODERS if slug not in ADOPTED]
 READS_SLIDES = bool(EMBEDDED) or not ENCODERS
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
 FOLDS = list(range(config["splits"]["folds"]))
-RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]
+RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]  # pre-training among them
+PREDICTED = [(task, name) for task, name in RUNS if task != PRETRAIN]
 
 
 wildcard_constraints:
@@ -178,9 +181,31 @@ def gene_lists():
     return [path for path in gene_sets(None) if path != "builtin"]
 
 
+def family_list():
+    """The user's gene families."""
+    return [path for path in [config["genes"]["families"]] if path not in (None, "builtin")]
+
+
+def cancer_list():
+    """The user's cancer genes, where genes are chosen by elimination."""
+    path = config["genes"]["cancer_genes"] if config["genes"]["selection"] == "rfe_svm" else "none"
+    return [path] if path not in ("builtin", "none") else []
+
+
 def sources_of(experiment):
     """Experiments whose models this one takes over, fold by fold."""
     return EXPERIMENTS[experiment]["init_from"] or []
+
+
+def task_of(experiment, task):
+    """The task that an experiment is trained for where another is for `task`: the same, or pre-training."""
+    return PRETRAIN if EXPERIMENTS[experiment]["tasks"] == [PRETRAIN] else task
+
+
+def gene_task(wildcards):
+    """Whose genes an experiment reads: its task's, or those of the pre-training that it starts from."""
+    tasks = [task_of(source, wildcards.task) for source in sources_of(wildcards.experiment)]
+    return PRETRAIN if PRETRAIN in tasks else wildcards.task
 
 
 def training_inputs(wildcards):
@@ -188,7 +213,7 @@ def training_inputs(wildcards):
     inputs = prediction_inputs(wildcards)
     sources = sources_of(wildcards.experiment)
     if sources:
-        inputs["sources"] = [layout.models_index(RESULTS, wildcards.task, source) for source in sources]
+        inputs["sources"] = [layout.models_index(RESULTS, task_of(s, wildcards.task), s) for s in sources]
     if any(needs(source, "genes") for source in sources):
         inputs["expression"] = layout.expression(RESULTS)
     return inputs
@@ -201,7 +226,7 @@ def prediction_inputs(wildcards):
         inputs["features"] = layout.features_index(RESULTS, EXPERIMENTS[wildcards.experiment]["encoder"])
     if needs(wildcards.experiment, "genes"):
         inputs["expression"] = layout.expression(RESULTS)
-        inputs["genes"] = [layout.genes(RESULTS, wildcards.task, k) for k in FOLDS]
+        inputs["genes"] = [layout.genes(RESULTS, gene_task(wildcards), k) for k in FOLDS]
     return inputs
 
 
@@ -220,7 +245,7 @@ def patient_values(wildcards):
 
 def label_values(wildcards):
     """The label columns of one task, so that a changed covariate retrains nothing."""
-    task = TASKS[wildcards.task]
+    task = ALL_TASKS[wildcards.task]
     return column_values([task[key] for key in ("label", "time", "event") if key in task])
 
 

@@ -1,5 +1,5 @@
 # Training, out-of-fold prediction and evaluation. A training job holds all folds of one experiment and declares only
-# its index, so that a killed job keeps its finished folds.
+# its index, so that a killed job keeps its finished folds. Pre-training without labels is the task `_pretrain`.
 
 
 rule train_model:
@@ -17,7 +17,7 @@ rule train_model:
     params:
         revision=REVISIONS["models"],
         experiment=lambda wildcards: EXPERIMENTS[wildcards.experiment],
-        task=lambda wildcards: TASKS[wildcards.task],
+        task=lambda wildcards: ALL_TASKS[wildcards.task],
         labels=label_values,
         covariates=covariate_values,
         sheet=config["inputs"]["cases"],

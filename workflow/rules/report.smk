@@ -48,8 +48,10 @@ rule build_report:
         splits=rules.make_splits.output.splits if TASKS else [],
         features=[layout.features_index(RESULTS, e) for e in ENCODERS],
         expression=expression_table(),
+        scores=layout.gene_set_scores(RESULTS) if HAS_RNA else [],
+        umap=layout.umap(RESULTS) if HAS_RNA and config["report"]["umap"] else [],
         genes=[layout.genes(RESULTS, t, k) for t in TASKS for k in FOLDS if HAS_RNA],
-        predictions=[layout.predictions(RESULTS, t, x) for t, x in RUNS],
+        predictions=[layout.predictions(RESULTS, t, x) for t, x in PREDICTED],
         evaluations=[layout.evaluation(RESULTS, t) for t in TASKS],
     output:
         report=layout.report(RESULTS),

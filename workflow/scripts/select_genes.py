@@ -15,4 +15,5 @@ with job(snakemake):
         snakemake.wildcards.task,
         classes=labels.label,
         aliases=next(iter(snakemake.input.aliases), None),
+        survival={case: (labels.time[case], labels.event[case]) for case in labels.time},
     )

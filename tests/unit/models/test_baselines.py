@@ -19,6 +19,7 @@ from models.mcat import GeneTokens
 from models.model import Model
 from models.registry import model_class
 from models.transmil import NystromAttention, PositionEncoding
+from pipeline.contracts.errors import InputError
 from tests.toy_cohort import SMALL_PARAMS
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_baselines.json").read_text())
@@ -297,6 +298,27 @@ def test_full_lattice_is_the_square():
     ],
 )
 def test_pieces_of_the_gene_list(genes, pieces, cut, sizes):
-    tokens = GeneTokens(genes, pieces, cut, 4, 0.0)
-    assert tokens.sizes == sizes
+    tokens = GeneTokens(Sizes(0, {"all": genes}, 2, "classification"), pieces, cut, 4, 0.0)
+    assert tokens.lengths == sizes
+    assert tokens.columns.tolist() == list(range(genes))
     assert tokens(torch.randn(2, genes)).shape == (2, len(sizes), 4)
+
+
+def test_a_token_per_gene_family_sees_its_genes_and_no_others():
+    sizes = Sizes(6, {"all": 5}, 3, "survival", families=[[0, 3], [3], [1, 4, 0]])
+    tokens = GeneTokens(sizes, 6, "families", 4, 0.0).eval()
+    genes = torch.randn(2, 5)
+    before = tokens(genes)
+    assert before.shape == (2, 3, 4)
+    for gene, members in ((0, {0, 2}), (1, {2}), (2, set()), (3, {0, 1})):
+        changed = genes.clone()
+        changed[:, gene] += 1
+        moved = {k for k in range(3) if not torch.equal(tokens(changed)[:, k], before[:, k])}
+        assert moved == members
+    for name in ("mcat", "cmta"):
+        cls = model_class(name)
+        model = cls(cls.Config(cut="families"), sizes)
+        assert len(model.tokens.pieces) == 3
+        assert not any("columns" in key for key in model.state_dict())
+        with pytest.raises(InputError, match="no gene family"):
+            cls(cls.Config(cut="families"), Sizes(6, {"all": 5}, 3, "survival"))

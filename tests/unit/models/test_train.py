@@ -17,11 +17,12 @@ from models.registry import MODELS as REGISTERED
 from models.train import exhausted, fold_seed, train_folds
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.files import read_table
+from pipeline.contracts.genes import read_genes, write_genes
 from pipeline.contracts.training import read_folds
 from tests.toy_cohort import GRADE, SMALL_PARAMS, SURVIVAL, make_toy
 
 SMALL = {"epochs": 3, "batch_size": 5, "lr": 3e-3, "weight_decay": 1e-3, "patience": 0}
-ALL_MODELS = tuple(REGISTERED)
+ALL_MODELS = tuple(name for name, entry in REGISTERED.items() if not entry.task_free)
 
 
 def experiment(model: str, **changes) -> Experiment:
@@ -316,3 +317,18 @@ def test_a_magnification_without_bags_fails_every_fold_with_its_reason(tmp_path)
     assert [row.status for row in rows] == ["failed", "failed"]
     assert "no training case has what model 'abmil' needs" in rows[0].reason
     assert "no usable slide at 20x" in rows[0].reason
+
+
+def test_a_token_per_gene_family_is_trained_and_kept_in_order(tmp_path):
+    inputs = make_toy(folds=2).write(tmp_path / "data")
+    families = {"second": ("G05", "G01"), "first": ("G01",), "last": ("G07", "G08", "G11")}
+    for fold in range(2):
+        path = tmp_path / "data" / "genes" / f"fold{fold}.json"
+        write_genes(path, replace(read_genes(path), families=families))
+    made = experiment("mcat", epochs=1, params={"width": 8, "cut": "families"})
+    assert [row.status for row in train(made, GRADE, inputs, tmp_path / "out")] == ["ok", "ok"]
+    checkpoint = read_checkpoint(tmp_path / "out" / "fold0" / "checkpoint.pt")
+    assert list(checkpoint.selection.families.items()) == list(families.items())
+    columns = [[checkpoint.selection.genes.index(gene) for gene in genes] for genes in families.values()]
+    assert checkpoint.sizes.families == columns
+    assert [checkpoint.state[f"tokens.pieces.{k}.0.weight"].shape[1] for k in range(3)] == [2, 1, 3]

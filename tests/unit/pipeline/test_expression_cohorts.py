@@ -239,7 +239,7 @@ def artefact(folder, table, selector=select_genes):
     lists.write_text("symbol\tset\n" + "".join(f"{g}\t{'tumour' if i < 15 else 'tme'}\n" for i, g in enumerate(GENES)))
     params = GeneParams(centre="cohort", tumour=str(lists), tme=str(lists), top_fraction=0.5, min_genes=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.genes.select_genes", selector)
+        patch.setattr("pipeline.genes.fold.select_genes", selector)
         select_genes_for_folds(folder / "e.h5ad", folder / "s.tsv", table.cases, params, out, "grade")
     return [path.read_bytes() for path in out]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.contracts.errors import FormatError, InputError
+from pipeline.contracts.errors import FormatError, InputError, MachineError
 from pipeline.contracts.expression import Expression, write_expression
 from pipeline.contracts.genes import read_genes, write_genes
 from pipeline.contracts.splits import SplitRow, write_splits
@@ -48,7 +48,7 @@ def choose(values, training=TRAINING, params=PARAMS, unit="log2", sets=SETS):
 
 def most_variable(values, symbols, share):
     variance = {s: values[: len(TRAINING), SYMBOLS.index(s)].astype(np.float32).var() for s in symbols}
-    return set(sorted(symbols, key=lambda s: -variance[s])[: int(np.ceil(share * len(symbols)))])
+    return set(sorted(symbols, key=lambda s: -variance[s])[: int(share * len(symbols))])
 
 
 def test_signatures_then_hvg_takes_the_share_of_the_signature_genes(values):
@@ -144,17 +144,62 @@ def test_too_few_training_cases(values, training):
         choose(values, training=training)
 
 
-def test_seurat_flavour_is_scanpys_on_the_training_cases(values):
+@pytest.mark.parametrize("flavour", ["seurat", "cell_ranger", "seurat_v3"])
+def test_scanpys_flavours_are_scanpys_on_the_training_cases(values, flavour):
     import anndata
     import scanpy
 
-    values = np.random.default_rng(3).gamma(2, 1, (N_CASES, N_GENES))
-    found = choose(values, params=replace(PARAMS, flavour="seurat", top_fraction=0.2, order="hvg_then_signatures"))
-    seen = anndata.AnnData(X=values[: len(TRAINING)].astype(np.float32).astype(np.float64))
+    draw = np.random.default_rng(3)
+    counts = draw.poisson(draw.gamma(2, draw.uniform(1, 40, N_GENES), (N_CASES, N_GENES)))
+    values, unit = (np.log1p(counts), "counts") if flavour == "seurat_v3" else (draw.gamma(2, 1, counts.shape), "log2")
+    expression = replace(table(values, unit), raw=counts.astype(np.float32))
+    params = replace(PARAMS, flavour=flavour, n_top=6, order="hvg_then_signatures")  # further down are ties
+    found = select_genes(expression, TRAINING, params, "grade", 2, SETS)
+    matrix = counts if flavour == "seurat_v3" else values.astype(np.float32)
+    seen = anndata.AnnData(X=matrix[: len(TRAINING)].astype(np.float64))
     seen.uns["log1p"] = {"base": 2}
-    theirs = scanpy.pp.highly_variable_genes(seen, flavor="seurat", n_top_genes=12, inplace=False)
+    theirs = scanpy.pp.highly_variable_genes(seen, flavor=flavour, n_top_genes=6, inplace=False)
     expected = {s for s, keep in zip(SYMBOLS, theirs["highly_variable"], strict=True) if keep}
     assert set(found.genes) == expected & set(SYMBOLS[:40])
+
+
+def test_a_flavour_that_the_numbers_do_not_fit_is_refused(values, monkeypatch):
+    with pytest.raises(InputError, match="seurat_v3 models the variance of counts; the table is in log2"):
+        choose(values, params=replace(PARAMS, flavour="seurat_v3"))
+    with pytest.raises(InputError, match="z-scores"):
+        choose(values, params=replace(PARAMS, flavour="seurat_v3"), unit="zscore")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="scikit-misc, which is not installed"):
+        choose(values, params=replace(PARAMS, flavour="seurat_v3"), unit="counts")
+
+
+def test_a_number_of_genes_instead_of_a_share(values):
+    found = choose(values, params=replace(PARAMS, n_top=7))
+    assert set(found.genes) == most_variable(values, SYMBOLS[:40], 7 / 40 + 1e-9)
+    with pytest.raises(InputError, match="n_top asks for 41 genes, there are 40"):
+        choose(values, params=replace(PARAMS, n_top=41))
+
+
+def test_elimination_keeps_what_tells_classes_apart_and_adds_cancer_genes(values, tmp_path):
+    values[:, 7] = np.arange(N_CASES) % 2 * 5.0
+    classes = {f"c{i:02d}": "ab"[i % 2] for i in range(N_CASES)}
+    (tmp_path / "census.csv").write_text("Gene Symbol,Tier\nG50,1\nABSENT,1\n")
+    params = replace(PARAMS, selection="rfe_svm", rfe_folds=3, cancer_genes=str(tmp_path / "census.csv"))
+    found = select_genes(table(values - 6, "zscore"), TRAINING, params, "grade", 2, SETS, classes=classes)
+    assert {"G07", "G50"} <= set(found.genes)
+    assert found.elimination["kept"] + found.elimination["added"] == len(found.genes)
+    assert found.elimination["classes"] == {"a": 5, "b": 4}
+    with pytest.raises(InputError, match="there are none"):
+        select_genes(table(values), TRAINING, params, "grade", 2, SETS)
+
+
+def test_families_hold_selected_genes_in_order(values, tmp_path):
+    (tmp_path / "f.gmt").write_text("one\td\tG05\tG01\tABSENT\nnone\td\tABSENT\ntwo\td\tG01\tG50\n")
+    (tmp_path / "f.csv").write_text("one,none,two\nG05,ABSENT,G01\nG01,,G50\nABSENT,,\n")
+    for name in ("f.gmt", "f.csv"):
+        found = choose(values, params=replace(PARAMS, selection="all", families=str(tmp_path / name)))
+        assert list(found.families.items()) == [("one", ("G01", "G05")), ("two", ("G01", "G50"))]
+        np.testing.assert_array_equal([found.genes[c] for c in found.family_columns()["two"]], ["G01", "G50"])
 
 
 def test_seurat_flavour_refuses_negative_logarithms(values):
@@ -170,6 +215,9 @@ def test_seurat_flavour_refuses_negative_logarithms(values):
         ({"top_fraction": 0}, "genes.top_fraction"),
         ({"top_fraction": 1.5}, "genes.top_fraction"),
         ({"min_genes": 0}, "genes.min_genes"),
+        ({"n_top": 0}, "genes.n_top"),
+        ({"rfe_folds": 1}, "genes.rfe_folds"),
+        ({"rfe_step": 1.0}, "genes.rfe_step"),
         ({"std_floor": 0}, "genes.std_floor"),
         ({"clip": float("nan")}, "genes.clip"),
     ],
@@ -189,15 +237,15 @@ def test_digest_follows_training_values_ids_and_parameters(values):
     assert choose(values, training=TRAINING[::-1]).digest == base
 
 
-def leaky(expression, training_cases, params, task, fold, signatures=None, validation_cases=()):
+def leaky(expression, training_cases, params, task, fold, lists=None, *others):
     """The mistake that the leakage test must catch: genes chosen on every case of the table."""
-    return select_genes(expression, expression.cases, params, task, fold, signatures)
+    return select_genes(expression, expression.cases, params, task, fold, lists)
 
 
-def artefacts(folder, values, selector):
+def artefacts(folder, values, selector, unit="log2", labels=None, survival=None, **change):
     """Bytes of the gene files of two folds for a table; c09 ... c13 are held out of fold 0."""
     folder.mkdir()
-    write_expression(folder / "e.h5ad", table(values))
+    write_expression(folder / "e.h5ad", table(values, unit))
     rows = []
     for i in range(N_CASES):
         case = f"c{i:02d}"
@@ -210,12 +258,14 @@ def artefacts(folder, values, selector):
     lists.write_text(
         "symbol\tset\n" + "".join(f"{s}\ttumour\n" for s in SYMBOLS[:20]) + "".join(f"{s}\ttme\n" for s in SYMBOLS[20:])
     )
-    params = replace(PARAMS, tumour=str(lists), tme=str(lists), top_fraction=0.8)
+    params = replace(PARAMS, tumour=str(lists), tme=str(lists), top_fraction=0.8, **change)
     out = [folder / "fold0.json", folder / "fold1.json"]
     labelled = [f"c{i:02d}" for i in range(N_CASES) if i != 4]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.genes.select_genes", selector)
-        select_genes_for_folds(folder / "e.h5ad", folder / "s.tsv", labelled, params, out, "grade")
+        patch.setattr("pipeline.genes.fold.select_genes", selector)
+        select_genes_for_folds(
+            folder / "e.h5ad", folder / "s.tsv", labelled, params, out, "grade", labels, survival=survival
+        )
     return [path.read_bytes() for path in out]
 
 
@@ -227,12 +277,47 @@ def replace_held_out(values):
     return other
 
 
-def test_other_rna_of_held_out_cases_leaves_the_file_byte_identical(tmp_path, values):
-    before = artefacts(tmp_path / "a", values, select_genes)
-    after = artefacts(tmp_path / "b", replace_held_out(values), select_genes)
+def classes_of(held_out_change=0):
+    """Two classes; those of the cases that fold 0 does not train on are swapped if asked."""
+    number = {f"c{i:02d}": (i + held_out_change * (i == 4 or i > 8)) % 2 for i in range(N_CASES)}
+    return {case: "ab"[n] for case, n in number.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flavour": "seurat", "order": "hvg_then_signatures"},
+        {"flavour": "cell_ranger", "order": "hvg_then_signatures"},
+        {"flavour": "seurat_v3", "order": "hvg_then_signatures", "unit": "counts"},
+        {"selection": "rfe_svm", "rfe_folds": 3},
+        {"selection": "rfe_svm", "rfe_folds": 2, "survival": True},
+    ],
+    ids=lambda change: " ".join(map(str, change.values())) or "variance",
+)
+def test_other_inputs_of_held_out_cases_leave_the_file_byte_identical(tmp_path, values, change):
+    other, runs = replace_held_out(values), []
+    if change.get("unit") == "counts":
+        values, other = np.rint(values * 30), np.rint(other * 30)
+    for name, table_values, swapped in (("a", values, 0), ("b", other, 1)):
+        options, classes = dict(change), classes_of(swapped)
+        if options.pop("survival", False):
+            outcomes = {case: (float(int(case[1:]) % 5 + 7 * (label == "b")), 1) for case, label in classes.items()}
+            options |= {"survival": outcomes}
+        else:
+            options |= {"labels": classes}
+        runs.append(artefacts(tmp_path / name, table_values, select_genes, **options))
+    before, after = runs
     assert before[0] == after[0]
-    assert before[1] != after[1]  # fold 1 trains on some of them: the test can fail
+    assert before[1] != after[1]  # the test can fail
     assert json.loads(before[0])["n_training"] == 8
+
+
+def test_elimination_follows_the_labels_of_training_cases(tmp_path, values):
+    options = {"selection": "rfe_svm", "rfe_folds": 3}
+    before = artefacts(tmp_path / "a", values, select_genes, labels=classes_of(), **options)
+    other = classes_of() | {"c00": "b", "c01": "a"}
+    assert artefacts(tmp_path / "b", values, select_genes, labels=other, **options)[0] != before[0]
 
 
 def test_the_leakage_test_catches_a_leaky_selector(tmp_path, values):

@@ -94,6 +94,9 @@ def build(config: dict = CONFIG) -> Page:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of 8 cases and 5 slides in the working folder; its results folder."""
     monkeypatch.chdir(tmp_path)
+    # Pictures of genes have tests of their own (test_report_genes.py) and take half a second for every page.
+    without = {"tasks": [], "applied": [], "sets": []}
+    monkeypatch.setattr("pipeline.report.molecular_section.genes_section", lambda *given: without)
     results = Path("results")
     rng = np.random.default_rng(5)
     write_sheets()

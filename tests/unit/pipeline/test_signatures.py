@@ -70,8 +70,8 @@ def test_user_lists_gmt_and_tables(tmp_path):
     ("name", "text", "message"),
     [
         ("a.tsv", "symbol\nTP53\nTP53\n", "'TP53' occurs twice"),
-        ("a.tsv", "gene\nTP53\n", "column symbol missing"),
-        ("a.tsv", "symbol\n", "no gene for the tumour set"),
+        ("a.tsv", "genes\nTP53\n", "column symbol missing"),
+        ("a.tsv", "symbol\n", "no gene for genes.tumour"),
         ("a.tsv", "symbol\nENSG00000141510.18\n", "Ensembl id"),
         ("a.tsv", "symbol\tset\nTP53\ttumor\n", "row 2: set 'tumor'"),
         ("a.gmt", "one\tsource\n", "line 1 (gene set 'one'): no gene"),

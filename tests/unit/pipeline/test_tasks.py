@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.contracts.cohort import CaseSheet
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.tasks import Task, read_labels
+from pipeline.contracts.tasks import PRETRAINING_TASK, Task, read_labels
 
 GRADE = {"name": "grade", "kind": "classification", "label": "grade"}
 SURVIVAL = {"name": "os", "kind": "survival", "time": "days", "event": "dead", "time_unit": "days"}
@@ -24,6 +24,15 @@ def test_classes_are_sorted_and_cases_without_label_listed():
     assert labels.cases == ("a", "c", "e")
     assert labels.label["a"] == "G3"
     assert labels.missing == {"b": "no grade", "d": "no grade"}
+
+
+def test_pretraining_takes_every_case_and_no_label():
+    labels = read_labels(sheet("grade", "a|G3", "b|", "c|G2"), PRETRAINING_TASK)
+    assert labels.cases == ("a", "b", "c") and not labels.missing and not labels.label
+    assert Task(**{"name": "_pretrain", "kind": "pretraining"}) == PRETRAINING_TASK
+    for other in ({"name": "mine", "kind": "pretraining"}, {**GRADE, "name": "_pretrain"}):
+        with pytest.raises(InputError):
+            Task(**other)
 
 
 def test_names_that_differ_in_white_space_are_one_class():

@@ -1,12 +1,11 @@
-"""Genes of each fold: chosen and scaled on that fold's training cases, and on nothing else."""
+"""Choose and scale the genes of one fold, or of all folds of a task."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +14,18 @@ import numpy as np
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import Expression, read_expression
 from pipeline.contracts.files import digest_of
-from pipeline.contracts.genes import ITSELF, REFUSE, UNSEEN, GeneSelection, write_genes
+from pipeline.contracts.genes import ITSELF, GeneSelection, write_genes
 from pipeline.contracts.revisions import REVISIONS
-from pipeline.contracts.settings import require_choice
 from pipeline.contracts.splits import TRAIN, VAL, read_splits
 from pipeline.expression.aliases import read_aliases
 from pipeline.expression.centring import check_label_against_cohorts, fit_centres
-from pipeline.signatures import BUILTIN, Signatures, load_signatures
+from pipeline.genes.elimination import eliminate, survival_classes
+from pipeline.genes.lists import GeneLists, load_lists
+from pipeline.genes.params import ALL, HVG, RFE_SVM, GeneParams
+from pipeline.genes.variable import n_kept, variability
+from pipeline.signatures import Signatures
 
 logger = logging.getLogger(__name__)
-CHOICES = {
-    "selection": ("hvg", "all"),
-    "order": ("signatures_then_hvg", "hvg_then_signatures"),
-    "flavour": ("variance", "seurat"),
-    "both": ("exclude", "keep", "tumour", "tme"),
-    "centre": ("none", "cohort"),
-    "unseen_cohort": UNSEEN,
-}
-
-
-@dataclass(frozen=True)
-class GeneParams:
-    """Section ``genes`` of the config.
-
-    Parameters
-    ----------
-    selection : "hvg" keeps the highly variable genes of the sets; "all" keeps every gene of the table
-    order : "signatures_then_hvg" takes the most variable share of the signature genes, "hvg_then_signatures" the
-        signature genes among the most variable share of the transcriptome
-    top_fraction : that share
-    flavour : "variance" of the values, or scanpy's "seurat" (dispersion, normalised within bins of equal mean)
-    tumour, tme : "builtin", or a GMT, TSV or CSV file
-    both : genes in both sets stay out of both groups but in "all" ("exclude", as in the published models), stay in
-        both ("keep"), or go to one ("tumour", "tme")
-    min_genes : smallest size of the tumour and the TME group with "hvg"; with "all", only a model that reads an empty
-        group refuses it
-    std_floor : smallest standard deviation to divide by, on the scale of the values
-    clip : standardised values beyond it are clipped, in standard deviations
-    centre : "cohort" subtracts from every gene its mean over the training cases of the case's cohort, before genes are
-        chosen by their variance and standardised
-    unseen_cohort : with centring, a cohort without training cases is refused, or centred on "itself"
-    max_missing : largest share of the selected genes that a new table may lack; they stand at the training mean
-    """
-
-    selection: str = "hvg"
-    order: str = "signatures_then_hvg"
-    top_fraction: float = 0.3
-    flavour: str = "variance"
-    tumour: str = BUILTIN
-    tme: str = BUILTIN
-    both: str = "exclude"
-    min_genes: int = 5
-    std_floor: float = 0.01
-    clip: float = 10.0
-    centre: str = "none"
-    unseen_cohort: str = REFUSE
-    max_missing: float = 0.1
-
-    def __post_init__(self) -> None:
-        for key, known in CHOICES.items():
-            require_choice(f"genes.{key}", getattr(self, key), known)
-        if not 0 < self.top_fraction <= 1:
-            raise InputError("config.yaml genes.top_fraction", f"{self.top_fraction} is not in (0, 1].")
-        if isinstance(self.min_genes, bool) or not isinstance(self.min_genes, int) or self.min_genes < 1:
-            raise InputError("config.yaml genes.min_genes", f"{self.min_genes!r} is not a whole number from 1.")
-        if not 0 <= self.max_missing < 1:
-            raise InputError("config.yaml genes.max_missing", f"{self.max_missing} is not in [0, 1).")
-        for key in ("std_floor", "clip"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise InputError(f"config.yaml genes.{key}", "it must be a number above 0.")
 
 
 def select_genes(
@@ -92,28 +34,31 @@ def select_genes(
     params: GeneParams,
     task: str,
     fold: int,
-    signatures: Signatures | None = None,
+    lists: GeneLists | Signatures | None = None,
     validation_cases: Iterable[str] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> GeneSelection:
     """Choose the genes of one fold and fit their scaling on `training_cases`; no other row is looked at.
 
     Variances and means are those of the normalised (log) values. Ties go to the symbol that sorts first. The digest
-    covers the training cases' ids and values, the gene symbols and lists, the parameters and the stage's revision: an
-    unchanged training set gives an unchanged result whatever happens to other cases. Only with centring, a cohort that
-    has validation cases and no training case gets its centre from `validation_cases`, under ``unseen_cohort: itself``.
+    covers the training cases' ids and values, the gene symbols and lists, the parameters and the stage's revision, and
+    with "rfe_svm" the training cases' `classes`: an unchanged training set gives an unchanged result whatever happens
+    to other cases. Only with centring, a cohort that has validation cases and no training case gets its centre from
+    `validation_cases`, under ``unseen_cohort: itself``.
 
     Raises
     ------
-    InputError for z-scores with selection hvg, fewer than two training cases, or a group of too few genes.
+    InputError for z-scores with selection hvg, fewer than two training cases, a group of too few genes, and as
+    `variability` and `eliminate` do.
     """
     cases = sorted(set(training_cases))
     where = f"genes of task {task}, fold {fold}"
-    if expression.unit == "zscore" and params.selection == "hvg":
+    if expression.unit == "zscore" and params.selection == HVG:
         raise InputError(
             where,
             "highly variable genes cannot be chosen from z-scores: every gene has been given the same variance, and"
             " only outliers would be found.",
-            "set genes.selection: all, or give counts, TPM, FPKM or log2 values.",
+            "set genes.selection: all (or rfe_svm), or give counts, TPM, FPKM or log2 values.",
         )
     if len(cases) < 2:
         raise InputError(
@@ -121,15 +66,24 @@ def select_genes(
             f"{len(cases)} training case(s) with RNA and a label: mean and standard deviation need two or more.",
             "check that case ids agree between the sheet and the expression table, or use fewer folds.",
         )
-    values = expression.values[expression.rows(cases)]  # the only rows that anything below sees
-    signatures = signatures or load_signatures(params.tumour, params.tme)
+    rows = expression.rows(cases)
+    values = expression.values[rows]  # the only rows that anything below sees
+    lists = lists if isinstance(lists, GeneLists) else load_lists(params, signatures=lists)
+    signatures = lists.signatures
     centres, centred = {}, values
     if params.centre == "cohort":
         unseen_itself = params.unseen_cohort == ITSELF
         centres, centred = fit_centres(expression, cases, validation_cases, unseen_itself, where)
-    chosen = _choose(centred if params.flavour == "variance" else values, expression, signatures, params, where)
+    known = {case: classes[case] for case in cases if classes and case in classes}
+    elimination: dict[str, Any] = {}
+    if params.selection == RFE_SVM:
+        chosen, elimination = _eliminated(centred, cases, known, expression.symbols, lists, params, where)
+    elif params.selection == ALL:
+        chosen = set(expression.symbols)
+    else:
+        chosen = _variable(centred if params.flavour == "variance" else values, rows, expression, lists, params, where)
     groups = _groups(chosen, signatures, params.both)
-    for name in ("tumour", "tme") if params.selection == "hvg" else ():
+    for name in ("tumour", "tme") if params.selection == HVG else ():
         _refuse_small(name, groups, signatures, expression, params, where)
     genes = groups["all"]
     position = {symbol: column for column, symbol in enumerate(expression.symbols)}
@@ -148,11 +102,13 @@ def select_genes(
         n_training=len(cases),
         params=asdict(params),
         revision=REVISIONS["genes"],
-        digest=_digest(cases, values, expression, signatures, params, centres),
+        digest=_digest(cases, values, expression, lists, params, centres, known),
         centres={cohort: centre[columns] for cohort, centre in centres.items()},
         unseen=params.unseen_cohort,
         max_missing=params.max_missing,
         settings=dict(expression.settings),
+        families=lists.families_of(genes),
+        elimination=elimination,
     )
 
 
@@ -165,12 +121,13 @@ def select_genes_for_folds(
     task: str,
     classes: Mapping[str, str] | None = None,
     aliases: str | Path | None = None,
+    survival: Mapping[str, tuple[float, int]] | None = None,
 ) -> None:
     """Write the genes of all folds of one task: fold k to ``outputs[k]``.
 
     The training cases of a fold have the role train in it, RNA, and a label for the task. `classes` are the labels of a
-    classification task; `aliases` is the file by which the table's symbols, and so the gene lists', were brought up to
-    date.
+    classification task, `survival` time and event of each case of a survival task; `aliases` is the file by which the
+    table's symbols, and so the gene lists', were brought up to date.
 
     Raises InputError as `select_genes` does, if the fold table has another number of folds, and for a label that
     follows cohorts which were standardised separately (`centring.check_label_against_cohorts`).
@@ -180,12 +137,13 @@ def select_genes_for_folds(
     folds = read_splits(splits)
     if folds.n_folds != len(outputs):
         raise InputError(str(splits), f"{folds.n_folds} folds, expected {len(outputs)}.", "run make_splits again.")
-    signatures = load_signatures(params.tumour, params.tme, read_aliases(aliases).current)
+    lists = load_lists(params, read_aliases(aliases).current)
     usable = set(labelled) & set(table.cases)
     for fold, output in enumerate(outputs):
         training = [case for case in folds.cases(fold, TRAIN) if case in usable]
         validation = [case for case in folds.cases(fold, VAL) if case in usable]
-        selection = select_genes(table, training, params, task, fold, signatures, validation)
+        known = survival_classes({case: survival[case] for case in training}) if survival else classes
+        selection = select_genes(table, training, params, task, fold, lists, validation, known)
         write_genes(output, selection)
         logger.info(
             "genes: task %s, fold %d: %d tumour, %d TME, %d in all, from %d training cases",
@@ -194,43 +152,44 @@ def select_genes_for_folds(
         )  # fmt: skip
 
 
-def _choose(
-    values: np.ndarray, expression: Expression, signatures: Signatures, params: GeneParams, where: str
+def _variable(
+    values: np.ndarray, rows: np.ndarray, expression: Expression, lists: GeneLists, params: GeneParams, where: str
 ) -> set[str]:
-    """Genes to keep: the whole table, or variable genes of the sets."""
-    if params.selection == "all":
-        return set(expression.symbols)
-    named = set(signatures.tumour) | set(signatures.tme)
+    """Variable genes of the sets."""
+    named = set(lists.signatures.tumour) | set(lists.signatures.tme)
     columns = [column for column, symbol in enumerate(expression.symbols) if symbol in named]
     if params.order == "hvg_then_signatures":
         columns = list(range(len(expression.symbols)))
     symbols = [expression.symbols[column] for column in columns]
     if not symbols:
         return set()
-    score = _variability(values[:, columns], params.flavour, expression.scale, where)
+    count = n_kept(len(symbols), params.top_fraction, params.n_top, where)
+
+    def raw() -> np.ndarray:
+        return expression.raw[np.ix_(rows, columns)]
+
+    score = variability(values[:, columns], raw, params.flavour, expression.unit, expression.scale, where)
     ranked = sorted(range(len(symbols)), key=lambda place: (-score[place], symbols[place]))
-    kept = ranked[: max(1, math.ceil(params.top_fraction * len(symbols) - 1e-9))]
-    return {symbols[place] for place in kept} & named
+    return {symbols[place] for place in ranked[:count]} & named
 
 
-def _variability(values: np.ndarray, flavour: str, scale: str, where: str) -> np.ndarray:
-    """Score per gene, higher is more variable. `values` float32 [training cases, genes]."""
-    if flavour == "variance":
-        return values.astype(np.float64).var(axis=0)
-    if values.min() < 0:
-        raise InputError(
-            where,
-            "flavour seurat needs the linear values, which negative logarithms do not give back.",
-            "set genes.flavour: variance.",
-        )
-    # scanpy compiles with numba and takes seconds to load: only this flavour pays for it.
-    import anndata
-    import scanpy
-
-    table = anndata.AnnData(X=values.astype(np.float64))
-    table.uns["log1p"] = {"base": 2.0 if scale == "log2" else None}
-    found = scanpy.pp.highly_variable_genes(table, flavor="seurat", n_top_genes=1, inplace=False)
-    return found["dispersions_norm"].fillna(-np.inf).to_numpy(dtype=np.float64)
+def _eliminated(
+    values: np.ndarray,
+    cases: Sequence[str],
+    classes: Mapping[str, str],
+    symbols: Sequence[str],
+    lists: GeneLists,
+    params: GeneParams,
+    where: str,
+) -> tuple[set[str], dict[str, Any]]:
+    """What the elimination leaves and the cancer genes of the table, and how it came about (JSON values)."""
+    usable = [row for row, case in enumerate(cases) if case in classes]
+    labels = [classes[cases[row]] for row in usable]
+    found = eliminate(values[usable], labels, params.rfe_step, params.rfe_folds, where)
+    kept = {symbols[column] for column in found.kept}
+    listed = set(lists.cancer_genes) & set(symbols)
+    counts = {name: labels.count(name) for name in sorted(set(labels))}
+    return kept | listed, {**found.facts(), "listed": len(listed), "added": len(listed - kept), "classes": counts}
 
 
 def _groups(chosen: set[str], signatures: Signatures, both: str) -> dict[str, tuple[str, ...]]:
@@ -264,12 +223,14 @@ def _refuse_small(
     listed = signatures.tumour if name == "tumour" else signatures.tme
     present = set(listed) & set(expression.symbols)
     source = getattr(params, name)
+    kept = f"n_top {params.n_top}" if params.n_top else f"top_fraction {params.top_fraction:g}"
     raise InputError(
         where,
         f"the {name} group ({source}) keeps {len(groups[name])} genes, genes.min_genes is {params.min_genes}:"
-        f" {len(listed)} are listed, {len(present)} of them are in the expression table; top_fraction"
-        f" {params.top_fraction:g} keeps the most variable.",
-        "check the symbols of the table, raise genes.top_fraction, set genes.selection: all, or give another list.",
+        f" {len(listed)} are listed, {len(present)} of them are in the expression table; {kept} keeps the most"
+        " variable.",
+        "check the symbols of the table, raise genes.top_fraction or n_top, set genes.selection: all, or give another"
+        " list.",
     )
 
 
@@ -277,22 +238,26 @@ def _digest(
     cases: Sequence[str],
     values: np.ndarray,
     expression: Expression,
-    signatures: Signatures,
+    lists: GeneLists,
     params: GeneParams,
     centres: Mapping[str, np.ndarray],
+    classes: Mapping[str, str],
 ) -> str:
     content: list[Any] = [
         "genes",
         REVISIONS["genes"],
         REVISIONS["expression"],
         asdict(params),
-        signatures.tumour,
-        signatures.tme,
+        lists.signatures.tumour,
+        lists.signatures.tme,
         expression.unit,
         list(cases),
         hashlib.sha256("\n".join(expression.symbols).encode()).hexdigest(),
         hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest(),
         {cohort: hashlib.sha256(centre.astype("<f8").tobytes()).hexdigest() for cohort, centre in centres.items()},
         dict(expression.settings),
+        [[name, genes] for name, genes in lists.families.items()],
     ]
+    if params.selection == RFE_SVM:
+        content += [dict(classes), lists.cancer_genes]
     return digest_of(*content)

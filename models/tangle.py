@@ -1,0 +1,53 @@
+"""Slides alone, read by an encoder that learnt from RNA without labels (`models.tangle_pretraining`, by ``init_from``).
+
+Genes are needed for pre-training only. `mode` and `shots` are as in `models.mirror`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.abmil import TilePool
+from models.batch import Batch, Sizes
+from models.probe import LINEAR, Probe, check_probe
+from models.tangle_pretraining import ENCODER_PARAMS, PoolConfig
+
+
+@dataclass(frozen=True)
+class TangleConfig(PoolConfig):
+    """Hyper-parameters of the classifier; the others are those of `models.tangle_pretraining.PoolConfig`.
+
+    Attributes
+    ----------
+    mode : "linear_probe" or "fine_tune"
+    shots : training cases of each class or survival interval; None takes all
+    """
+
+    mode: str = LINEAR
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_probe(self.mode, self.shots)
+
+
+class Tangle(Probe):
+    """The pooled slide and a linear head."""
+
+    name = "tangle"
+    needs = frozenset({"slides"})
+    Config = TangleConfig
+    encoders = ("slide",)
+    shared_params = ENCODER_PARAMS
+
+    def __init__(self, config: TangleConfig, sizes: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.slide = TilePool(sizes.features, config.pool)
+        self.add_head(config.width, sizes.outputs)
+
+    def embedded(self, batch: Batch) -> Tensor:
+        assert batch.features is not None and batch.mask is not None
+        return self.slide(batch.features, batch.mask)
