@@ -14,7 +14,7 @@ def test_both_forms_give_the_same_logits(monkeypatch, name):
     monkeypatch.setattr("models.density_peaks.DISTANCES_PER_CHUNK", 9_000_000)
     torch.manual_seed(1)
     with torch.no_grad():
-        models = [build(name, form).eval() for form in (OURS, DIRECT)]
+        models = [build(name, form, 500).eval() for form in (OURS, DIRECT)]
         batch = one_case(500, models[0].magnifications)
         ours, direct = (model(batch).logits for model in models)
     assert not torch.equal(ours, direct)

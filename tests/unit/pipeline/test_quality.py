@@ -42,7 +42,10 @@ def results(tmp_path):
         size = read_tiles(layout.tiles(tmp_path, "s0")).dimensions
         void = "no tissue" if slide_id == "s4" else ""
         square = [np.array([[0, 0], [size[0], 0], [size[0], size[1]], [0, size[1]]], float)]
-        shape = Tissue(slide_id, [] if void else [square], [], size, (1, 1), (0.4, 0.4), 0.1, 2.5, 0.0, "d", void)
+        shape = Tissue(
+            slide_id, [] if void else [square], [], np.empty((0, 3)), size, (1, 1), (0.4, 0.4), 0.1, 2.5, 0.0,
+            "detected", "d", void=void,
+        )  # fmt: skip
         write_tissue(layout.tissue_shape(tmp_path, slide_id), shape)
         cv2.imwrite(layout.tissue_overlay(tmp_path, slide_id), np.full((size[1], size[0], 3), 200, np.uint8))
     upstream = {f"s{i}": BatchRow(f"s{i}", f"c{i}", OK, "stain", digest=f"stain-s{i}") for i in (0, 1)}
