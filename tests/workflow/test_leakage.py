@@ -78,7 +78,7 @@ def test_training_artefacts_do_not_see_held_out_cases(cohort):
 
 
 @pytest.mark.workflow
-@pytest.mark.parametrize("centre", ["none", "cohort"])
+@pytest.mark.parametrize("centre", ["none", pytest.param("cohort", marks=pytest.mark.full)])
 def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch, centre):
     """The same stage given all cases as training cases chooses and centres by held-out RNA; the comparison sees it."""
     monkeypatch.chdir(cohort.path)
