@@ -13,11 +13,12 @@ import torch
 
 from models.batch import Batch, Targets
 from models.covariates import Covariates
+from models.feature_facts import facts_of
 from models.survival import Intervals
 from pipeline.contracts.cohort import read_cases
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.expression import read_expression
-from pipeline.contracts.features import BagRecord, read_bag, read_index
+from pipeline.contracts.features import BagRecord, read_bag, read_index, read_summary
 from pipeline.contracts.genes import GeneSelection
 from pipeline.contracts.tasks import CLASSIFICATION, PRETRAINING, Labels
 
@@ -104,6 +105,11 @@ class Cohort:
                 chosen = tuple(found[m] for m in self._magnifications)
                 self._records.setdefault(chosen[0].case_id, []).append(chosen)
 
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """All cases with slides or genes, sorted; those of the clinical sheet where neither is read."""
+        return tuple(sorted({*self._records, *self._rna_row} or set(self.sheet.rows if self.sheet else ())))
+
     def lacking(self, case_id: str, needs: Iterable[str]) -> str:
         """Why a case cannot be used by a model that needs these modalities, or ""."""
         absent = []
@@ -144,6 +150,11 @@ class Cohort:
             if case_id in self._records:
                 return self._bag(self._records[case_id][0]).features.shape[1]
         return 0
+
+    def feature_facts(self, case_ids: Sequence[str]) -> dict[str, Any]:
+        """What the bags were made with, from the first case with a slide; empty where there is none."""
+        found = next((self._records[case_id] for case_id in case_ids if case_id in self._records), None)
+        return facts_of(read_summary(found[0][0].path).source) if found else {}
 
     def genes(self, case_ids: Sequence[str], selection: GeneSelection) -> np.ndarray:
         """Standardised expression, float32 [cases, genes of the selection]. Raises InputError for another unit."""

@@ -14,6 +14,7 @@ from models.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from models.covariates import check_columns
 from models.data import Cohort, Collator, named_magnification, samples_of
 from models.experiment import Experiment, Inputs
+from models.feature_facts import check_same
 from models.folds import usable_cases
 from models.metrics import softmax
 from models.model import Model, fixed_length, restored
@@ -158,6 +159,8 @@ def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[s
             f"{found} features per tile, but it was trained on {checkpoint.sizes.features}.",
             "use the features of the encoder that it was trained on.",
         )
+    if found:
+        check_same(checkpoint.features, cohort.feature_facts(case_ids), where)
 
 
 def _row(outcome: CaseOutcome, checkpoint: Checkpoint, labels: Labels) -> ClassPrediction | SurvivalPrediction:
