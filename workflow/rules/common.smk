@@ -17,7 +17,7 @@ from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide, is_remote
 from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.stain_targets import target_kind
-from pipeline.contracts.tasks import PRETRAIN, PRETRAINING
+from pipeline.contracts.tasks import PRETRAIN, PRETRAINING, Task
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
 
@@ -245,8 +245,7 @@ def patient_values(wildcards):
 
 def label_values(wildcards):
     """The label columns of one task, so that a changed covariate retrains nothing."""
-    task = ALL_TASKS[wildcards.task]
-    return column_values([task[key] for key in ("label", "time", "event") if key in task])
+    return column_values(Task(**ALL_TASKS[wildcards.task]).columns)
 
 
 def covariate_values(wildcards):
