@@ -1,7 +1,7 @@
 """Labels that are derived from several columns of the clinical sheet (standard library only).
 
-The one rule there is, ``who2021``, is the diagnosis of adult diffuse glioma after the WHO classification of 2021, as far
-as four markers tell it.
+The one rule there is, ``who2021``, is the diagnosis of adult diffuse glioma after the WHO classification of 2021, as
+far as four markers tell it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Who2021:
         """(class, "") of a case, or ("", reason) where a marker that decides is unknown.
 
         IDH wildtype is glioblastoma; else codeletion oligodendroglioma; else a loss of CDKN2A or grade 4 astrocytoma of
-        grade 4; else astrocytoma of grade 2 or 3. A marker is asked for only where those before it leave the class open.
+        grade 4; else astrocytoma of grade 2 or 3. A marker is asked for only where those before it leave the class
+        open.
         Raises InputError for a value that means nothing to the rule.
         """
         idh = _marker(row, self.idh, _IDH, where)

@@ -210,6 +210,26 @@ def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
 
 
 @pytest.mark.parametrize(
+    ("external", "genes", "expected"),
+    [
+        ("C", {}, "no case of cases.tsv has cohort 'C'"),
+        (["B"], {"centre": "cohort"}, "config.yaml genes.unseen_cohort"),
+        ([], {}, "splits.external"),
+        (["A"], {"centre": "cohort", "unseen_cohort": "itself"}, ""),
+    ],
+)
+def test_external_cohorts_are_checked_before_any_job(config, external, genes, expected):
+    Path("slides.tsv").write_text("slide_id\tcase_id\tpath\ns\tX\ts\n")
+    Path("cases.tsv").write_text("case_id\tgrade\tcohort\nX\tG2\tA\nY\tG3\tB\n")
+    config.update(splits={"external": external}, genes=genes)
+    if not expected:
+        return check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
+    with pytest.raises(InputError) as caught:
+        check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("target", "expected"),
     [
         ("nowhere.png", "'nowhere.png' is neither builtin, cohort, a slide of the sheet nor a file"),
@@ -245,6 +265,8 @@ def test_a_ledger_that_was_edited_after_the_folds_were_made(tmp_path):
     write_splits(ledger, [dataclasses.replace(row, fold=1 - row.fold) for row in rows])
     with pytest.raises(InputError, match=r"1 cases have other folds.*clean --stage splits"):
         check_ledger(ledger, splits)
+    write_splits(splits, [dataclasses.replace(row, role="external") for row in rows[:2]])
+    check_ledger(ledger, splits)
 
 
 def test_the_unedited_config_names_the_next_step(tmp_path):

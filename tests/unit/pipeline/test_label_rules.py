@@ -144,8 +144,8 @@ def disagreements(cases: CaseSheet, labels, **changes) -> Counter:
 
 def test_agreement_with_the_published_labels(glioma):
     """Of 395 cases 343 agree. 3 have no IDH status. 49 astrocytomas lost CDKN2A in the copy-number table, of grade 4 by
-    the rule, and have a lower grade in the published labels: 42 of them lost one copy, which the text of the WHO does not
-    count (`loss: homozygous`), and 7 lost both there, but one in the published table's own copy numbers."""
+    the rule, and have a lower grade in the published labels: 42 of them lost one copy, which the text of the WHO does
+    not count (`loss: homozygous`), and 7 lost both there, but one in the published table's own copy numbers."""
     cases, labels = glioma
     undecided = {("1", "no idh", GBM): 1, ("0", "no idh", GBM): 1, ("-2", "no idh", GBM): 1}
     assert len(labels) == 395
