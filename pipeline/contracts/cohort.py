@@ -126,7 +126,7 @@ def external_cases(sheet: CaseSheet, cohorts: Sequence[str]) -> dict[str, str]:
     for cohort in cohorts:
         if cohort not in known:
             problem = f"no case of {sheet.path} has cohort '{cohort}'{nearest(cohort, known)}."
-            raise InputError(where, problem, f"choose from {', '.join(sorted(known))}." if known else "fill the column.")
+            raise InputError(where, problem, f"choose from {', '.join(sorted(known)) or 'a column that is filled'}.")
     if cohorts and len(found) == len(sheet.rows):
         raise InputError(where, "every case is of an external cohort.", "leave one cohort to train on.")
     side: dict[str, str] = {}
