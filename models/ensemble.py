@@ -13,8 +13,8 @@ from pipeline.contracts.predictions import ENSEMBLE, ClassPrediction, Prediction
 def mean_over_folds(rows: Sequence[Prediction], classes: Sequence[str]) -> Prediction:
     """One row of the rows that all folds have for one case; `classes` is empty for survival.
 
-    Probabilities are averaged. Of survival, risks are averaged as they are, and the curves, taken as straight between the
-    ends of their fold's intervals and flat after the last, at the ends of the first fold's.
+    Probabilities are averaged. Of survival, risks are averaged as they are, and the curves, taken as straight between
+    the ends of their fold's intervals and flat after the last, at the ends of the first fold's.
     """
     digest = digest_of(*(row.checkpoint for row in rows))
     first = rows[0]

@@ -106,6 +106,14 @@ def _check_inputs(inputs: dict[str, Any]) -> None:
 def _check_names(config: dict[str, Any]) -> None:
     for section, key in (("tasks", "name"), ("experiments", "name"), ("encoders", "slug")):
         check_unique((entry[key] for entry in config[section]), f"config.yaml {section}", key)
+    names = {experiment["name"].casefold() for experiment in config["experiments"]}
+    for experiment in config["experiments"]:
+        for part in ("left_out", "slides", "external", "external_left_out"):
+            if f"{experiment['name']}_{part}".casefold() in names:
+                where = f"config.yaml experiments '{experiment['name']}_{part}'"
+                raise InputError(
+                    where, f"a table of experiment '{experiment['name']}' has this name.", "choose another."
+                )
 
 
 def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> None:

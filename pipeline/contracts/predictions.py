@@ -2,14 +2,14 @@
 
 ``<name>.tsv`` is out of fold, a row per case. Classification: ``case_id, fold, p_<class> ..., label, predicted``.
 Survival: ``case_id, fold, risk, survival_1 .., edge_1 .., time, event``; `survival_k` is the probability to outlive
-`edge_k`, in the task's unit, and both are empty beyond a fold's number of intervals. Both end in ``checkpoint`` (digest of
-the fold's) and ``format_version``. Beside it lie, with the same columns:
+`edge_k`, in the task's unit, and both are empty beyond a fold's number of intervals. Both end in ``checkpoint`` (digest
+of the fold's) and ``format_version``. Beside it lie, with the same columns:
 
-- ``<name>_external.tsv``: the cases of external cohorts, a row per case and fold, and one whose fold is ``mean``: that of
-  the folds' models;
+- ``<name>_external.tsv``: the cases of external cohorts, a row per case and fold, and one whose fold is ``mean``: the
+  mean of the folds' models (`models.ensemble`);
 - ``<name>_slides.tsv``: a row per slide of the cases held out, with ``slide_id``, ``n_slides`` (of the case) and
-  ``trained_on``: ``slide`` where the model learnt from single slides, ``case`` where it learnt from all slides of a case
-  together and sees one of them here;
+  ``trained_on``: ``slide`` where the model learnt from single slides, ``case`` where it learnt from all slides of a
+  case together and sees one of them here;
 - ``<name>_left_out.tsv`` and ``<name>_external_left_out.tsv``: cases of the task without a prediction, with the reason.
 """
 
@@ -232,7 +232,12 @@ def _columns(path: str | Path) -> list[str]:
 def _class_row(record: dict[str, str], classes: Sequence[str]) -> ClassPrediction:
     probability = tuple(float(record[f"p_{name}"]) for name in classes)
     return ClassPrediction(
-        record["case_id"], _fold(record["fold"]), probability, record["label"], record["predicted"], record["checkpoint"]
+        record["case_id"],
+        _fold(record["fold"]),
+        probability,
+        record["label"],
+        record["predicted"],
+        record["checkpoint"],
     )
 
 
