@@ -14,8 +14,8 @@ from models.batch import Batch
 from models.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from models.covariates import check_columns
 from models.data import Cohort, Collator, Sample, named_magnification, samples_of
-from models.ensemble import mean_over_folds
 from models.experiment import Experiment, Inputs
+from models.fold_mean import mean_over_folds
 from models.folds import usable_cases
 from models.metrics import softmax
 from models.model import Model, fixed_length, restored
@@ -180,7 +180,7 @@ def predict_cases(
         logits = logits_of(samples_of(cohort, [case_id], per_slide=length is not None))
         outcome = _outcome(case_id, model, checkpoint, logits)
         if slides and SLIDES in model.needs:
-            single = samples_of(cohort, [case_id], per_slide=True)
+            single = [Sample(case_id, slide_id) for slide_id in cohort.slide_ids(case_id)]
             # A row per slide is at hand in reference mode, and where the case has one slide.
             each = logits if len(logits) == len(single) else logits_of(single)
             parts = {

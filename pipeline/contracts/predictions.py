@@ -6,7 +6,7 @@ Survival: ``case_id, fold, risk, survival_1 .., edge_1 .., time, event``; `survi
 of the fold's) and ``format_version``. Beside it lie, with the same columns:
 
 - ``<name>_external.tsv``: the cases of external cohorts, a row per case and fold, and one whose fold is ``mean``: the
-  mean of the folds' models (`models.ensemble`);
+  mean of the folds' models (`models.fold_mean`);
 - ``<name>_slides.tsv``: a row per slide of the cases held out, with ``slide_id``, ``n_slides`` (of the case) and
   ``trained_on``: ``slide`` where the model learnt from single slides, ``case`` where it learnt from all slides of a
   case together and sees one of them here;

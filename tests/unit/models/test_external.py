@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.ensemble import mean_over_folds
 from models.experiment import Experiment, Inputs
+from models.fold_mean import mean_over_folds
 from models.predict import predict_folds
 from models.train import train_folds
 from pipeline.contracts.cohort import read_cases
