@@ -17,6 +17,7 @@ from models.experiment import Experiment, Inputs
 from models.folds import usable_cases
 from models.metrics import softmax
 from models.model import Model, fixed_length, restored
+from models.registry import SLIDES, model_class
 from models.train import open_cohort, use_device
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.predictions import (
@@ -119,7 +120,7 @@ def predict_cases(
     collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length, checkpoint.covariates)
     outcomes, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, model.needs)
+        reason = cohort.lacking(case_id, model.needs, model.spares)
         if reason:
             left_out[case_id] = reason
             continue
@@ -141,7 +142,8 @@ def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, batches: list) 
 
 
 def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
-    if not checkpoint.sizes.features:
+    spares_slides = SLIDES in model_class(checkpoint.experiment.model).spares
+    if not checkpoint.sizes.features or (spares_slides and cohort.magnification is None):
         return
     where = f"features for experiment '{checkpoint.experiment.name}'"
     if cohort.magnification != checkpoint.magnification:

@@ -20,13 +20,14 @@ class Entry:
 
     Attributes
     ----------
-    path : ``module:Class``; the class repeats `needs` and `magnifications`, and a test holds the two together
-    needs : the modalities that every case must have
+    path : ``module:Class``; the class repeats `needs`, `spares` and `magnifications`, and a test holds them together
+    needs : the modalities that every case must have, but for `spares`
     magnifications : how many magnifications of each slide it reads
     starts_from, taught_by : models that the experiments named by ``init_from`` may have: one whose weights this model
         starts from, and one that stays frozen and teaches it
     task_free : it learns without labels, once for all tasks
     is_probe : unless its hyper-parameter ``mode`` is `FINE_TUNE`, it must start from another
+    spares : those of `needs` that a case may lack, as long as it has another
     """
 
     path: str
@@ -36,6 +37,7 @@ class Entry:
     taught_by: frozenset[str] = frozenset()
     task_free: bool = False
     is_probe: bool = False
+    spares: frozenset[str] = frozenset()
 
 
 MODELS: dict[str, Entry] = {
