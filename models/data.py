@@ -224,10 +224,10 @@ def fixed_length_rows(tiles: int, length: int) -> np.ndarray:
 
 
 def samples_of(cohort: Cohort, case_ids: Sequence[str], per_slide: bool) -> list[Sample]:
-    """One sample per case, or per slide in reference mode."""
+    """One sample per case, or per slide in reference mode; a case without slides is one sample too."""
     if not per_slide:
         return [Sample(case_id) for case_id in case_ids]
-    return [Sample(case_id, slide_id) for case_id in case_ids for slide_id in cohort.slide_ids(case_id)]
+    return [Sample(case_id, slide_id) for case_id in case_ids for slide_id in cohort.slide_ids(case_id) or (None,)]
 
 
 class Collator:

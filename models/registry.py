@@ -43,6 +43,7 @@ class Entry:
 MODELS: dict[str, Entry] = {
     "clinical": Entry("models.clinical:Clinical", frozenset({CLINICAL})),
     "linear": Entry("models.linear:Linear", frozenset({GENES})),
+    "elastic-net": Entry("models.elastic_net:ElasticNet", frozenset({GENES})),
     "snn": Entry("models.snn:Snn", frozenset({GENES})),
     "meanpool": Entry("models.meanpool:MeanPool", frozenset({SLIDES})),
     "abmil": Entry("models.abmil:Abmil", frozenset({SLIDES})),
@@ -52,6 +53,12 @@ MODELS: dict[str, Entry] = {
     "bilinear": Entry("models.bilinear:Bilinear", frozenset({SLIDES, GENES})),
     "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
     "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
+    "porpoise": Entry("models.porpoise:Porpoise", frozenset({SLIDES, GENES})),
+    "survpath": Entry("models.survpath:SurvPath", frozenset({SLIDES, GENES})),
+    "feature-generation": Entry(
+        "models.feature_generation:FeatureGeneration", frozenset({SLIDES, GENES}), spares=frozenset({GENES})
+    ),
+    "ensemble": Entry("models.ensemble:Ensemble", frozenset({SLIDES, GENES}), spares=frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
     "disentangled-teacher": Entry("models.disentangled_teacher:DisentangledTeacher", frozenset({SLIDES, GENES}), 2),
     "disentangled-histology": Entry("models.disentangled_teacher:HistologyTeacher", frozenset({SLIDES}), 2),
