@@ -93,16 +93,20 @@ def open_new(checkpoint: Checkpoint, results: Path, cases: str | Path | None) ->
     """The inputs that the model reads, of the run with the new cases."""
     experiment = checkpoint.experiment
     model = model_class(experiment.model)
-    features = layout.features_index(results, str(experiment.encoder)) if SLIDES in model.needs else None
-    expression = layout.expression(results) if GENES in model.needs else None
-    for path, what in ((features, "features of the encoder"), (expression, "expression")):
-        if path and not Path(path).exists():
-            fix = "run `snakemake features expression` there, with the encoder and settings of the training run."
-            raise InputError(path, f"it does not exist; the model '{experiment.model}' reads {what}.", fix)
+    paths = {
+        SLIDES: layout.features_index(results, str(experiment.encoder)),
+        GENES: layout.expression(results),
+    }
+    given = {key: path for key, path in paths.items() if key in model.needs and Path(path).exists()}
+    absent = sorted({key for key in paths if key in model.needs} - set(given))
+    if any(key not in model.spares for key in absent) or (absent and not given):
+        fix = "run `snakemake features expression` there, with the encoder and settings of the training run."
+        raise InputError(paths[absent[0]], f"it does not exist; the model '{experiment.model}' reads {absent[0]}.", fix)
     if CLINICAL in model.needs and cases is None:
         raise InputError(f"model '{experiment.model}'", "it reads clinical columns.", "name the sheet with --cases.")
     sheet = cases if CLINICAL in model.needs else None
-    return Cohort(features, checkpoint.magnification, expression, cases=sheet, magnifications=model.magnifications)
+    magnification = checkpoint.magnification if SLIDES in given else None
+    return Cohort(given.get(SLIDES), magnification, given.get(GENES), cases=sheet, magnifications=model.magnifications)
 
 
 def columns_of(checkpoints: Sequence[Checkpoint]) -> list[str]:

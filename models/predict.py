@@ -20,7 +20,7 @@ from models.fold_mean import mean_over_folds
 from models.folds import usable_cases
 from models.metrics import softmax
 from models.model import Model, fixed_length, restored
-from models.registry import SLIDES
+from models.registry import SLIDES, model_class
 from models.train import open_cohort, use_device
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.predictions import (
@@ -174,7 +174,7 @@ def predict_cases(
 
     outcomes, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, model.needs)
+        reason = cohort.lacking(case_id, model.needs, model.spares)
         if reason:
             left_out[case_id] = reason
             continue
@@ -211,7 +211,8 @@ def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, logits: torch.T
 
 
 def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
-    if not checkpoint.sizes.features:
+    spares_slides = SLIDES in model_class(checkpoint.experiment.model).spares
+    if not checkpoint.sizes.features or (spares_slides and cohort.magnification is None):
         return
     where = f"features for experiment '{checkpoint.experiment.name}'"
     if cohort.magnification != checkpoint.magnification:

@@ -122,7 +122,16 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     assert predict(tmp_path / "b", results) == 1 and "no index.tsv in it" in capsys.readouterr().err
     Path(layout.expression(results)).unlink()
     assert predict(models, results) == 1
-    assert "expression.h5ad: it does not exist; the model 'linear' reads expression" in capsys.readouterr().err
+    assert "expression.h5ad: it does not exist; the model 'linear' reads genes" in capsys.readouterr().err
+
+
+def test_without_a_modality_that_the_model_spares(tmp_path):
+    models, results = trained(tmp_path / "a", GRADE, "feature-generation"), new_run(tmp_path / "b")
+    assert predict(models, results) == 0
+    with_genes = (tmp_path / "b/out.tsv").read_bytes()
+    Path(layout.expression(results)).unlink()
+    assert predict(models, results) == 0
+    assert len(read_table(tmp_path / "b/out.tsv")) == 23 and (tmp_path / "b/out.tsv").read_bytes() != with_genes
 
 
 def test_no_trained_fold_is_an_error(tmp_path):

@@ -42,8 +42,8 @@ def run(toy, task, folder: Path, model: str, **changes):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_case_once_by_the_fold_that_holds_it_out(tmp_path, model):
-    toy = make_toy(pair=REGISTERED[model].magnifications == 2)
-    _, left_out, table = run(toy, GRADE, tmp_path, model)
+    toy = make_toy(n=15, pair=REGISTERED[model].magnifications == 2)
+    _, left_out, table = run(toy, GRADE, tmp_path, model, epochs=1)
     held_by = {r.case_id: r.fold for r in toy.splits if r.role == "test"}
     assert {row.case_id: row.fold for row in table.rows} == held_by and not left_out
     assert table.classes == ("G2", "G3", "G4")
@@ -55,8 +55,8 @@ def test_every_case_once_by_the_fold_that_holds_it_out(tmp_path, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_survival_tables(tmp_path, model):
-    toy = make_toy(pair=REGISTERED[model].magnifications == 2)
-    _, _, table = run(toy, SURVIVAL, tmp_path, model)
+    toy = make_toy(n=15, pair=REGISTERED[model].magnifications == 2)
+    _, _, table = run(toy, SURVIVAL, tmp_path, model, epochs=1)
     assert len(table.rows) == len(toy.cases)
     for row in table.rows:
         assert all(0 <= b <= a <= 1 for a, b in zip((1.0, *row.survival), row.survival, strict=False))
