@@ -27,18 +27,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.feature_cohort import inputs_of, write_folds, write_genes, write_slides
 from models.evaluate import metrics
-from models.experiment import Experiment, Inputs
+from models.experiment import Experiment
 from models.metrics import interval, resamples
 from models.predict import predict_folds
 from models.train import train_folds
-from pipeline.contracts.expression import Expression, write_expression
-from pipeline.contracts.features import Bag, BagRecord, BagSource, write_bag, write_index
 from pipeline.contracts.files import write_table
 from pipeline.contracts.predictions import Predictions, read_predictions
-from pipeline.contracts.tasks import Task, read_labels
-from pipeline.genes import GeneParams, select_genes_for_folds
-from pipeline.splits import SplitParams, make_splits
+from pipeline.contracts.tasks import Task
 from workflow.simulation.symbols import read_symbols, signature_flags
 
 TASKS = (
@@ -100,14 +97,7 @@ def write_cohort(
     owner = order.permutation(n) if shuffle_slides else np.arange(n)
     _write_bags(folder, case_ids, tumour[owner], tiles)
     _write_genes(folder / "expression.h5ad", case_ids, tumour, tme, genes)
-    tasks = [task for task, _ in TASKS]
-    split_params = SplitParams(folds=size.folds, seed=seed, file=str(folder / "ledger.tsv"))
-    make_splits(folder / "cases.tsv", split_params, tasks, folder / "splits.tsv")
-    for task in tasks:
-        outputs = [folder / "genes" / task.name / f"fold{k}.json" for k in range(size.folds)]
-        labelled = read_labels(folder / "cases.tsv", task).cases
-        params = GeneParams(selection="all")
-        select_genes_for_folds(folder / "expression.h5ad", folder / "splits.tsv", labelled, params, outputs, task.name)
+    write_folds(folder, [task for task, _ in TASKS], size.folds, seed)
 
 
 def _write_outcomes(
@@ -131,31 +121,15 @@ def _write_outcomes(
 def _write_bags(folder: Path, case_ids: Sequence[str], tumour: np.ndarray, rng: np.random.Generator) -> None:
     direction = rng.normal(size=WIDTH)
     direction /= np.linalg.norm(direction)
-    records = []
+    slides = {}
     for case, factor in zip(case_ids, tumour, strict=True):
         n = int(rng.integers(8, 21))
         features = rng.normal(size=(n, WIDTH))
         shifted = rng.random(n) < 1 / 3
         shifted[0] = True
         features[shifted] += 2.5 * direction * factor + 2.0 * np.roll(direction, 1)  # the second term marks such tiles
-        path = folder / "features" / "20x" / f"{case}.h5"
-        write_bag(path, _bag(case, features.astype(np.float32)))
-        records.append(BagRecord(case, case, 20, path, n, 0.5, "simulated", "random"))
-    write_index(folder / "features" / "index.tsv", records)
-
-
-def _bag(case: str, features: np.ndarray) -> Bag:
-    n = len(features)
-    cell = np.stack([np.arange(n) % 5, np.arange(n) // 5], axis=1).astype(np.int32)
-    source = BagSource(
-        slide_id=case, encoder="simulated", encoder_name="simulated", weights="random", weights_digest="",
-        magnification=20, size_px=224, size_level0_px=(224.0, 224.0), um_per_px=0.5, achieved_um_per_px=(0.5, 0.5),
-        level0_um_per_px=(0.5, 0.5), level0_magnification=20, level0_size_px=(1120, 1120), stain="none", savetodir="",
-        revision=1, digest="simulated",
-    )  # fmt: skip
-    empty = np.zeros((0, 2), np.int32)
-    ones = np.ones(n, np.float32)
-    return Bag(features, cell.astype(np.int64) * 224, cell, np.full(n, -1, np.int64), ones, empty, source)
+        slides[case] = [(features, np.stack([np.arange(n) % 5, np.arange(n) // 5], axis=1))]
+    write_slides(folder, slides)
 
 
 def _write_genes(
@@ -170,20 +144,15 @@ def _write_genes(
     seen = 0.3 * tumour + np.sqrt(1 - 0.3**2) * rng.normal(size=n)
     loading = rng.uniform(0.3, 0.8, len(chosen))
     factor = np.where(is_tme, tme[:, None], seen[:, None])
-    values = (6 + loading * factor + rng.normal(size=(n, len(chosen)))).astype(np.float32)
-    names = tuple(symbols[chosen].tolist())
-    blank = ("",) * len(names)
-    write_expression(path, Expression(tuple(case_ids), names, values, "log2", values, blank, is_tumour, is_tme))
+    values = 6 + loading * factor + rng.normal(size=(n, len(chosen)))
+    write_genes(path, case_ids, symbols[chosen], values, is_tumour, is_tme)
 
 
 def run_cohort(folder: Path, experiments: Sequence[Experiment]) -> dict[tuple[str, str], Predictions]:
     """Train and predict every experiment on every task; out-of-fold predictions by (task, experiment)."""
     found = {}
     for task, _ in TASKS:
-        inputs = Inputs(
-            folder / "splits.tsv", folder / "cases.tsv", folder / "features" / "index.tsv", folder / "expression.h5ad",
-            folder / "genes" / task.name,
-        )  # fmt: skip
+        inputs = inputs_of(folder, task)
         for experiment in experiments:
             models = folder / "models" / task.name / experiment.name
             train_folds(experiment, task, inputs, models, models / "index.tsv", device="cpu")
