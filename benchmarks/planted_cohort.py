@@ -109,12 +109,12 @@ def _slide(
     field = gaussian_filter(rng.normal(size=(height, width)), 1.8, mode="nearest").ravel()
     kept = rng.permutation(len(lattice))[: max(48, int(len(lattice) * rng.uniform(0.6, 0.96)))]
     tumour = (field > np.quantile(field, rng.uniform(0.35, 0.65)))[kept]
-    weight = np.exp(np.where(tumour, 1, -1) * 0.8 * immune)
+    weight = np.exp(np.where(tumour, 1, -1) * 1.2 * immune)
     infiltrated = np.zeros(len(kept), bool)
     infiltrated[rng.choice(len(kept), round(LYMPHOCYTES * len(kept)), replace=False, p=weight / weight.sum())] = True
-    features = rng.normal(size=(len(kept), WIDTH)) + rng.normal(0, 0.4, WIDTH)
-    features += 2 * np.where(tumour[:, None], tumour_like, stroma_like) + 2.5 * infiltrated[:, None] * lymphocyte
-    features += 1.2 * atypia * (tumour & (rng.random(len(kept)) < 0.5))[:, None] * atypical
+    features = rng.normal(size=(len(kept), WIDTH)) + rng.normal(0, 0.2, WIDTH)
+    features += 2 * np.where(tumour[:, None], tumour_like, stroma_like) + 3.0 * infiltrated[:, None] * lymphocyte
+    features += 2.0 * atypia * (tumour & (rng.random(len(kept)) < 0.5))[:, None] * atypical
     return features, lattice[kept]
 
 

@@ -51,6 +51,7 @@ MODELS: dict[str, Entry] = {
     "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
     "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
+    "subspace-tokens": Entry("models.subspace_tokens:SubspaceTokens", frozenset({SLIDES, GENES})),
     "disentangled-teacher": Entry("models.disentangled_teacher:DisentangledTeacher", frozenset({SLIDES, GENES}), 2),
     "disentangled-histology": Entry("models.disentangled_teacher:HistologyTeacher", frozenset({SLIDES}), 2),
     "disentangled-student": Entry(
