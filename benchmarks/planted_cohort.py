@@ -3,9 +3,9 @@
 Every patient has four independent hidden factors, standard normal: `atypia` of the tumour cells, `stroma`, `immune`
 infiltration and `evasion` of immunity. What can be seen of them:
 
-- a slide is a lattice of tiles, tumour in some smooth region, stroma in the rest, a fifth of either with lymphocytes.
-  In half of the tumour tiles features shift with `atypia`; `immune` moves lymphocytes from stroma into tumour, their
-  number staying the same. A shift of all tiles of a slide (its stain) and noise in every tile tell nothing;
+- a slide is a lattice of tiles, tumour in some smooth region, stroma in the rest, and a fifth with lymphocytes. In half
+  of the tumour tiles features shift with `atypia`; `immune` moves lymphocytes from stroma into tumour, and there are
+  a few more of them. A shift of all tiles of a slide (its stain) and noise in every tile tell nothing;
 - 20 of 60 TME genes follow `stroma`, 20 others half-heartedly `immune`, 20 of 60 tumour genes `evasion`, 10 others
   faintly `atypia`; two factors without meaning run through the rest, and 80 background genes.
 
@@ -32,7 +32,7 @@ SURVIVAL = Task("survival", "survival", time="days", event="event")
 TASKS = (GRADE, SURVIVAL)
 WIDTH = 48  # features per tile
 SIGNATURE, BACKGROUND = 60, 80  # genes of each signature, and of neither
-LYMPHOCYTES = 0.2  # share of tiles
+LYMPHOCYTES = 0.2  # share of tiles where infiltration is average
 TERMS = ("slides", "genes", "both")
 
 
@@ -111,7 +111,8 @@ def _slide(
     tumour = (field > np.quantile(field, rng.uniform(0.35, 0.65)))[kept]
     weight = np.exp(np.where(tumour, 1, -1) * 1.2 * immune)
     infiltrated = np.zeros(len(kept), bool)
-    infiltrated[rng.choice(len(kept), round(LYMPHOCYTES * len(kept)), replace=False, p=weight / weight.sum())] = True
+    count = round(min(LYMPHOCYTES * np.exp(0.4 * immune), 0.5) * len(kept))
+    infiltrated[rng.choice(len(kept), count, replace=False, p=weight / weight.sum())] = True
     features = rng.normal(size=(len(kept), WIDTH)) + rng.normal(0, 0.2, WIDTH)
     features += 2 * np.where(tumour[:, None], tumour_like, stroma_like) + 3.0 * infiltrated[:, None] * lymphocyte
     features += 2.0 * atypia * (tumour & (rng.random(len(kept)) < 0.5))[:, None] * atypical

@@ -104,8 +104,14 @@ class Cohort:
                 chosen = tuple(found[m] for m in self._magnifications)
                 self._records.setdefault(chosen[0].case_id, []).append(chosen)
 
-    def lacking(self, case_id: str, needs: Iterable[str]) -> str:
-        """Why a case cannot be used by a model that needs these modalities, or ""."""
+    def lacking(self, case_id: str, needs: Iterable[str], may_lack: Iterable[str] = ()) -> str:
+        """Why a case cannot be used by a model that needs these modalities, or "".
+
+        A case may be without those of `may_lack`, but not without all of `needs`.
+        """
+        needs = frozenset(needs)
+        without = {need for need in needs & frozenset(may_lack) if self.lacking(case_id, {need})}
+        needs = needs - without or needs
         absent = []
         if "slides" in needs and case_id not in self._records:
             at = named_magnification(self.magnification)
@@ -251,21 +257,28 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         case_ids = tuple(sample.case_id for sample in samples)
-        count = len(samples)
-        with_slides, with_genes = "slides" in self.needs, "genes" in self.needs
+        has_slides, has_genes = (
+            torch.tensor([need in self.needs and not self.cohort.lacking(case_id, {need}) for case_id in case_ids])
+            for need in ("slides", "genes")
+        )
         batch = Batch(
             case_ids,
-            has_slides=torch.full((count,), with_slides),
-            has_genes=torch.full((count,), with_genes),
-            **(self._slides(samples) if with_slides else {}),
-            genes=self._genes(case_ids) if with_genes else {},
+            has_slides,
+            has_genes,
+            **(self._slides(samples) if bool(has_slides.any()) else {}),
+            genes=self._genes(case_ids) if "genes" in self.needs else {},
             clinical=self._clinical(case_ids) if "clinical" in self.needs else None,
         )
         return batch
 
     def _genes(self, case_ids: tuple[str, ...]) -> dict[str, torch.Tensor]:
         assert self.selection is not None
-        values = self.cohort.genes(case_ids, self.selection)
+        known = [not self.cohort.lacking(case_id, {"genes"}) for case_id in case_ids]
+        values = np.zeros((len(case_ids), len(self.selection.genes)), np.float32)
+        if any(known):
+            values[known] = self.cohort.genes(
+                [c for c, has in zip(case_ids, known, strict=True) if has], self.selection
+            )
         return {group: torch.from_numpy(values[:, self.selection.columns(group)]) for group in self.groups}
 
     def _clinical(self, case_ids: tuple[str, ...]) -> torch.Tensor:
@@ -275,7 +288,7 @@ class Collator:
     def _slides(self, samples: Sequence[Sample]) -> dict[str, Any]:
         bags = [self._bags_of(sample) for sample in samples]
         arrays: dict[str, Any] = _tiles(bags)
-        if bags[0][0].coarser is not None:
+        if next(bag for sample in bags for bag in sample).coarser is not None:
             whose = [sample.case_id for sample in samples]
             present = torch.full((len(samples),), True)
             coarser = [[bag.coarser for bag in sample if bag.coarser is not None] for sample in bags]
@@ -289,9 +302,9 @@ class Collator:
 
 
 def _tiles(bags: Sequence[Sequence[SlideBag]]) -> dict[str, torch.Tensor]:
-    """Tiles of samples, each a list of slides, padded to the longest."""
+    """Tiles of samples, each a list of slides, padded to the longest; a sample may have none, but not all."""
     longest = max(sum(len(bag.features) for bag in sample) for sample in bags)
-    width = bags[0][0].features.shape[1]
+    width = next(bag for sample in bags for bag in sample).features.shape[1]
     shape = (len(bags), longest)
     features, mask = np.zeros((*shape, width), np.float32), np.zeros(shape, bool)
     slide, cell, coords = np.full(shape, -1), np.zeros((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)

@@ -53,13 +53,17 @@ class Fold:
 
 
 def usable_cases(
-    case_ids: Sequence[str], labels: Labels, cohort: Cohort, needs: frozenset[str]
+    case_ids: Sequence[str],
+    labels: Labels,
+    cohort: Cohort,
+    needs: frozenset[str],
+    may_lack: frozenset[str] = frozenset(),
 ) -> tuple[list[str], dict[str, str]]:
-    """Cases with a label and every modality needed, and the others with the reason, both in the order given."""
+    """Cases with a label and the modalities needed, and the others with the reason, both in the order given."""
     known = set(labels.cases)
     kept, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, needs)
+        reason = cohort.lacking(case_id, needs, may_lack)
         if case_id not in known:
             reason = labels.missing.get(case_id, "not in the case sheet")
         if reason:
@@ -93,11 +97,11 @@ def prepare_fold(
         assert inputs is not None
         sources = read_sources(experiment, labels.task, inputs, number, split)
     teacher = sources.teacher
-    train, lost_train = usable_cases(splits.cases(number, TRAIN), labels, cohort, model.needs)
-    val, lost_val = usable_cases(splits.cases(number, VAL), labels, cohort, model.needs)
+    train, lost_train = usable_cases(splits.cases(number, TRAIN), labels, cohort, model.needs, model.may_lack)
+    val, lost_val = usable_cases(splits.cases(number, VAL), labels, cohort, model.needs, model.may_lack)
     if not train:
         raise InputError(where, f"no training case has what model '{experiment.model}' needs.", _why(lost_train))
-    notes = _left_out_notes({**lost_train, **lost_val})
+    notes = [*_left_out_notes({**lost_train, **lost_val}), *_lacking_notes(train + val, cohort, model.may_lack)]
     classes: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
     intervals = None
@@ -225,6 +229,13 @@ def _left_out_notes(left_out: dict[str, str]) -> list[str]:
     return [f"{n} case{'s' * (n > 1)} left out: {reason}" for reason, n in sorted(counts.items())]
 
 
+def _lacking_notes(cases: Sequence[str], cohort: Cohort, may_lack: frozenset[str]) -> list[str]:
+    """Cases that the model takes although they are without something."""
+    reasons = {case_id: cohort.lacking(case_id, {need}) for need in sorted(may_lack) for case_id in cases}
+    reasons = {case_id: reason for case_id, reason in reasons.items() if reason}
+    return [note.replace("left out", "taken all the same") for note in _left_out_notes(reasons)]
+
+
 def _gene_sizes(selection: GeneSelection | None, groups: Sequence[str], where: str) -> dict[str, int]:
     sizes = {}
     for group in groups:
@@ -249,7 +260,8 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
     genes = None
     if GENES in needs:
         assert fold.selection is not None
-        genes = [selection_values(fold.selection), array_digest(cohort.genes(cases, fold.selection))]
+        measured = [c for c in cases if not cohort.lacking(c, {GENES})]
+        genes = [selection_values(fold.selection), array_digest(cohort.genes(measured, fold.selection))]
     slides = [cohort.slide_digests(c) for c in cases] if SLIDES in needs else None
     clinical = None
     if fold.covariates is not None:

@@ -119,7 +119,7 @@ def predict_cases(
     collate = Collator(cohort, model.needs, checkpoint.selection, model.gene_groups, length, checkpoint.covariates)
     outcomes, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, model.needs)
+        reason = cohort.lacking(case_id, model.needs, model.may_lack)
         if reason:
             left_out[case_id] = reason
             continue

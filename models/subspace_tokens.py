@@ -1,4 +1,4 @@
-"""The fusion model of this project: tumour and microenvironment tokens of slides and genes, of which one may be lacking.
+"""The fusion model of this project: tumour and microenvironment tokens of slides and genes, either of which may lack.
 
 Two subspaces, tumour and microenvironment (TME), have a token each on either side. A gene token is made of the genes of
 its subspace, and of gene families where there are any; a slide token is what the queries of its subspace find among all
