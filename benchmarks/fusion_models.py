@@ -4,8 +4,8 @@ All models are trained and judged on the same patient folds of the same cohorts,
 same epochs, learning rate, batches and patience; a fold's validation cases choose the epoch. The cohorts' seeds begin
 at `FIRST_SEED`; settings were chosen on other seeds.
 
-Intervals are those of a paired t test over the cohorts (degrees of freedom: cohorts less one). A cohort differs from the
-next in its patients, their slides and genes, its folds and all random numbers of training.
+Intervals are those of a paired t test over the cohorts (degrees of freedom: cohorts less one). A cohort differs from
+the next in its patients, their slides and genes, its folds and all random numbers of training.
 """
 
 from __future__ import annotations

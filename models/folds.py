@@ -231,8 +231,8 @@ def _left_out_notes(left_out: dict[str, str]) -> list[str]:
 
 def _lacking_notes(cases: Sequence[str], cohort: Cohort, may_lack: frozenset[str]) -> list[str]:
     """Cases that the model takes although they are without something."""
-    reasons = {case_id: cohort.lacking(case_id, {need}) for need in sorted(may_lack) for case_id in cases}
-    reasons = {case_id: reason for case_id, reason in reasons.items() if reason}
+    found = ((case_id, cohort.lacking(case_id, {need})) for need in sorted(may_lack) for case_id in cases)
+    reasons = {case_id: reason for case_id, reason in found if reason}  # nobody lacks all
     return [note.replace("left out", "taken all the same") for note in _left_out_notes(reasons)]
 
 

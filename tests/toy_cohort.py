@@ -22,6 +22,7 @@ SMALL_PARAMS = {
     "transmil": {"width": 16},
     "mcat": {"width": 8, "pieces": 3},
     "cmta": {"width": 16, "pieces": 3},
+    "subspace-tokens": {"width": 16},
     "tangle": {"width": 16, "mode": "fine_tune"},
     "mirror": {"width": 48, "rna_mlp_ratio": 1.0, "mode": "fine_tune"},
 }
