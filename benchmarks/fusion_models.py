@@ -14,7 +14,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from models.predict import predict_folds
 from models.train import train_folds
 from pipeline.contracts.expression import read_expression, write_expression
 from pipeline.contracts.features import read_index, write_index
+from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.predictions import ClassPrediction, Predictions, SurvivalPrediction, read_predictions
 from pipeline.contracts.tasks import Task
 
@@ -35,10 +36,11 @@ FIRST_SEED = 100
 METRIC = {"grade": "auc", "survival": "c_index"}
 OURS, ORACLE = "subspace-tokens", "the planted burden itself"
 NO_RNA, NO_SLIDES = f"{OURS} without RNA", f"{OURS} without slides"
-SETTINGS = {"epochs": 30, "batch_size": 16, "lr": 1e-3, "patience": 10}
+KEPT = ("fusion-scores", 1)  # kind and version of the file that keeps scores
+SETTINGS = {"epochs": 40, "batch_size": 16, "lr": 1e-3, "patience": 10}
 POOL = {"width": 64, "hidden": 32}
 EXPERIMENTS = (
-    Experiment(OURS, OURS, magnification=20, **SETTINGS),
+    Experiment(OURS, OURS, magnification=20, **{**SETTINGS, "lr": 5e-4}),
     Experiment("linear", "linear"),
     Experiment("snn", "snn", **SETTINGS),
     Experiment("meanpool", "meanpool", magnification=20),
@@ -209,10 +211,44 @@ def report(runs: Sequence[Scores]) -> list[str]:
     return lines
 
 
-def run(trial: Trial, processes: int = 1) -> list[str]:
-    """Simulate, train and compare; cohorts are independent and may run in `processes` at a time."""
-    seeds = range(trial.first_seed, trial.first_seed + trial.cohorts)
-    if processes == 1:
-        return report([run_cohort(trial, seed) for seed in seeds])
+def run(trial: Trial, processes: int = 1, kept: Path | None = None) -> list[str]:
+    """Simulate, train and compare; cohorts are independent and may run in `processes` at a time.
+
+    What the file `kept` holds of the same cohorts is not trained again, and what is new is added to it.
+    """
+    runs: dict[int, Scores] = {seed: {} for seed in range(trial.first_seed, trial.first_seed + trial.cohorts)}
+    known = _read_scores(kept, trial) if kept is not None and kept.exists() else {}
+    missing = {}
+    for seed, scores in runs.items():
+        scores.update(known.get(seed, {}))
+        missing[seed] = tuple(name for name in trial.models if (TASKS[0].name, name) not in scores)
     with ProcessPoolExecutor(processes) as pool:
-        return report(list(pool.map(run_cohort, [trial] * trial.cohorts, seeds)))
+        jobs = {
+            seed: pool.submit(run_cohort, replace(trial, models=models), seed)
+            for seed, models in missing.items()
+            if models
+        }
+        for seed, job in jobs.items():
+            runs[seed].update(job.result())
+            if kept is not None:
+                _write_scores(kept, trial, {**known, **runs})
+            logging.getLogger(__name__).warning("cohort %d is done", seed)
+    return report(list(runs.values()))
+
+
+def _write_scores(path: Path, trial: Trial, runs: Mapping[int, Scores]) -> None:
+    rows = [
+        {"seed": seed, "task": task, "model": model, **asdict(score)}
+        for seed, scores in runs.items()
+        for (task, model), score in scores.items()
+    ]
+    write_json(path, *KEPT, {"size": [trial.patients, trial.folds, trial.epochs], "scores": rows})
+
+
+def _read_scores(path: Path, trial: Trial) -> dict[int, Scores]:
+    body = read_json(path, *KEPT)
+    assert body["size"] == [trial.patients, trial.folds, trial.epochs], "scores of cohorts of another size"
+    runs: dict[int, Scores] = {}
+    for row in body["scores"]:
+        runs.setdefault(row["seed"], {})[row["task"], row["model"]] = Score(row["value"], row["terms"])
+    return runs

@@ -241,6 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=("statements", "models"), help="the statements, or the table of models")
     parser.add_argument("--models", nargs="+", choices=(fusion_models.OURS, *fusion_models.OTHERS), help="some of them")
     parser.add_argument("--first-seed", type=int, default=fusion_models.FIRST_SEED, help="of the table of models")
+    parser.add_argument(
+        "--scores", type=Path, help="file that keeps the scores of the table, to add models to it later"
+    )
     parser.add_argument("--quick", action="store_true", help="a few small cohorts, to see that it runs")
     options = parser.parse_args(arguments)
     size = Size(patients=options.patients, seeds=options.seeds)
@@ -257,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         holds = all(figure.holds for figure in figures)
     if options.only != "statements":
         print(f"simulated, planted truth: {trial.patients} patients, {trial.cohorts} cohorts", flush=True)
-        print(*fusion_models.run(trial, options.processes), sep="\n")
+        print(*fusion_models.run(trial, options.processes, options.scores), sep="\n")
     print(f"{time.monotonic() - started:.0f} s")
     return 0 if holds else 1
 

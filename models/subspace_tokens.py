@@ -222,7 +222,7 @@ class SubspaceTokens(Model):
     may_lack = frozenset({"slides", "genes"})
     gene_groups = (*SUBSPACES, "all")
     Config = SubspaceTokensConfig
-    defaults: ClassVar = {"epochs": 30, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "patience": 10}
+    defaults: ClassVar = {"epochs": 40, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "patience": 10}
     decoupled_decay = True
     presets: ClassVar = {
         "no-relation": {"relation": 0.0},
