@@ -37,7 +37,7 @@ METRIC = {"grade": "auc", "survival": "c_index"}
 OURS, ORACLE = "subspace-tokens", "the planted burden itself"
 NO_RNA, NO_SLIDES = f"{OURS} without RNA", f"{OURS} without slides"
 KEPT = ("fusion-scores", 1)  # kind and version of the file that keeps scores
-SETTINGS = {"epochs": 40, "batch_size": 16, "lr": 1e-3, "patience": 10}
+SETTINGS = {"epochs": 40, "batch_size": 16, "lr": 1e-3, "patience": 8}
 POOL = {"width": 64, "hidden": 32}
 EXPERIMENTS = (
     Experiment(OURS, OURS, magnification=20, **{**SETTINGS, "lr": 5e-4}),
@@ -63,7 +63,7 @@ class Trial:
 
     patients: int = 300
     cohorts: int = 5
-    folds: int = 3
+    folds: int = 2
     first_seed: int = FIRST_SEED
     epochs: int | None = None
     models: tuple[str, ...] = (OURS, *OTHERS)
@@ -127,7 +127,9 @@ def _without_rna(folder: Path, inputs: Inputs) -> Inputs:
     assert inputs.expression is not None
     table, path = read_expression(inputs.expression), folder / "somebody_else.h5ad"
     if not path.exists():
-        write_expression(path, replace(table, cases=("SOMEBODY-ELSE",), values=table.values[:1], raw=table.raw[:1]))
+        write_expression(
+            path, replace(table, cases=("SOMEBODY-ELSE",), values=table.values[:1], raw=table.raw[:1], cohorts=())
+        )
     return replace(inputs, expression=path)
 
 

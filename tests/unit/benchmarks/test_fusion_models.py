@@ -29,12 +29,12 @@ NOTHING = dict.fromkeys(TERMS, 0.0)
 
 def test_terms_are_where_they_are_said_to_be(tmp_path: Path) -> None:
     """What is only in the slides, or only in the genes, can be read there and not in the other."""
-    write_planted(tmp_path, 150, 2, 3)
+    write_planted(tmp_path, 60, 2, 3)
     truth = read_truth(tmp_path)
     table = read_expression(tmp_path / "expression.h5ad")
     means = [read_bag(tmp_path / "features" / "20x" / f"{case}.h5").features.mean(axis=0) for case in table.cases]
     sides = {"slides": np.array(means, dtype=float), "genes": table.values.astype(float)}
-    assert sides["slides"].shape == (150, 48) and sides["genes"].shape == (150, 200)
+    assert sides["slides"].shape == (60, 48) and sides["genes"].shape == (60, 200)
     for term in ("slides", "genes"):
         planted = np.array([truth[case][term] for case in table.cases])
         strongest = {
