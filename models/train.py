@@ -241,7 +241,10 @@ def run_epochs(
     objective = Objective(data.fold.sizes.kind, weights)
     chosen = torch.optim.AdamW if model.decoupled_decay else torch.optim.Adam
     optimiser = chosen(
-        (p for p in model.parameters() if p.requires_grad), lr=experiment.lr, weight_decay=experiment.weight_decay
+        (p for p in model.parameters() if p.requires_grad),
+        lr=experiment.lr,
+        weight_decay=experiment.weight_decay,
+        fused=True,
     )
     steps = -(-len(data.train) // data.batch_size)
     shuffle = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ REVISIONS = {
     "splits": 1,
     "genes": 3,
     "scores": 1,
-    "models": 1,
+    "models": 2,
     "predictions": 1,
     "evaluation": 1,
     "report": 2,
