@@ -101,7 +101,7 @@ NETWORK = "position_bias"
 
 
 def one_case(magnifications: int, tiles: int = 672) -> Batch:
-    """A slide in rows of a lattice a sixth higher than wide; with two magnifications, a fine tile in each coarse one."""
+    """A slide in rows of a lattice a sixth higher than wide; of two magnifications, a fine tile in each coarse one."""
     width, number = math.ceil((6 / 7 * tiles) ** 0.5), torch.arange(tiles)
     cell = torch.stack([number % width, number // width], dim=1)[None]
     yes, mask = torch.ones(1, dtype=torch.bool), torch.ones(1, tiles, dtype=torch.bool)
