@@ -1,4 +1,4 @@
-"""Training step and prediction of every model, time and memory: ``python -m benchmarks.model_steps [--sizes 500 2500]``.
+"""Training step and prediction of every model, time and memory: ``python -m benchmarks.model_steps [--sizes 500]``.
 
 One line per figure: name, ours, direct evaluation of the same maths where there is another way, ratio; then how each
 grows with the number of tiles. A step is forward, backward and the optimiser's update on one case with one slide, one
