@@ -178,6 +178,7 @@ def train_fold(
         experiment, labels.task, fold.number, fold.sizes, fold.classes, fold.class_weights, fold.intervals,
         fold.selection, cohort.magnification, progress.epoch, progress.best_epoch, tuple(notes),
         REVISIONS["models"], fold.digest, {**model.state_dict(), **progress.best_state}, fold.covariates, fold.split,
+        cohort.feature_facts(fold.train),
     )  # fmt: skip
     columns = list(dict.fromkeys(key for row in progress.history for key in row))
     write_table(folder / HISTORY, columns, progress.history)

@@ -14,7 +14,7 @@ REVISIONS = {
     "genes": 3,
     "scores": 1,
     "models": 2,
-    "predictions": 1,
-    "evaluation": 1,
-    "report": 2,
+    "predictions": 2,
+    "evaluation": 2,
+    "report": 3,
 }
