@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.abmil import AbmilConfig, TilePool
 from models.batch import Batch, Outputs, Sizes
-from models.layers import SNN_WIDTHS, SelfNormalisingNetwork
+from models.layers import SNN_WIDTHS, SelfNormalisingNetwork, full_precision
 from models.model import Model
 from models.params import check_choice, check_range
 
@@ -71,7 +71,8 @@ class Gated(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, own: Tensor, slide: Tensor, gene: Tensor) -> Tensor:
-        weighed = torch.sigmoid(self.gate(slide, gene)) * torch.relu(self.content(own))
+        gate = self.gate(full_precision(slide), full_precision(gene))  # autocast knows no bilinear layer on a CPU
+        weighed = torch.sigmoid(gate) * torch.relu(self.content(own))
         return self.dropout(torch.relu(self.out(weighed)))
 
 

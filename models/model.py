@@ -42,6 +42,7 @@ class Model(nn.Module):
     decoupled_decay : take AdamW's weight decay instead of Adam's
     fits_itself : True when `fit` replaces the training loop
     shared_params : keys of `Config` that must be the same in the experiment whose weights it starts from
+    label_smoothing : of the classification loss in training; validation has none
     encodes_once : True when the training loop reads only what `condensed` made of each sample, once
     """
 
@@ -62,6 +63,7 @@ class Model(nn.Module):
     decoupled_decay: ClassVar[bool] = False
     fits_itself: ClassVar[bool] = False
     shared_params: ClassVar[tuple[str, ...]] = ()
+    label_smoothing: float = 0.0
     encodes_once: bool = False
 
     def start(self, state: Mapping[str, Tensor]) -> None:
