@@ -119,8 +119,7 @@ class SlidePass(Reading):
 
             self._repaint = DeviceTransfer(self.colours, self.target, self.job.device.torch)
         else:
-            pixels = sum(len(grid) * grid.size_px**2 for grids, _ in self.passes for grid in grids.values())
-            self.transfer = StainTransfer(self.colours, self.target, pixels)
+            self.transfer = StainTransfer(self.colours, self.target)
 
     def on_device(self, pixels: np.ndarray) -> torch.Tensor:
         """The tiles of a batch on the device, normalised. Uint8 [B, size_px, size_px, 3]."""
