@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import numba
 
-F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 
-def compiled(function: F) -> F:
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """`function` without the interpreter's lock, as machine code that is kept on disk where there is a place for it."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
