@@ -14,6 +14,7 @@ def group(item: pytest.Item) -> str:
     return "workflow" if folder == "workflow" and name != OWN_CLONE else f"{folder}/{name}"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long groups first, so that neither process is left waiting for the other at the end."""
     items.sort(key=lambda item: (item.path.name != OWN_CLONE, group(item) != "workflow"))
