@@ -27,11 +27,13 @@ demo: env  ## simulate a small paired cohort and run the whole workflow on it
 	PATH="$(BIN):$$PATH" $(DEMO)
 	@echo "The cohort is simulated. Report: demo/results/report.html"
 
+PYTEST = PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: env  ## run the test suite
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "not full"
+	$(PYTEST) -m "not full"
 
 test-full: env  ## the suite with the long trials
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: env  ## formatters and linters
 	$(BIN)/ruff check .

@@ -1,67 +1,118 @@
-"""Training steps of the fusion models, time and memory: ``python -m benchmarks.model_steps [--tiles 500 2500]``.
+"""Training step and prediction of every model, time and memory: ``python -m benchmarks.model_steps [--sizes 500]``.
 
-One line per figure: name, ours, direct evaluation of the same maths, ratio; ours alone for the baselines. A step is
-forward, backward and the optimiser's update on one case with one slide, one thread of the CPU; models of two
-magnifications get so many tiles at each. Each measurement has its own process, so that peaks of memory do not mix;
-memory is the peak of the step above what inputs and weights took before it. `--models` measures only these.
-MIRROR's pre-training is compared with its released form, Nyström attention with its matrices written out; a linear
-probe of 300 cases and 100 epochs with one that encodes every case anew in each epoch (one encoding is timed and
-multiplied).
+One line per figure: name, ours, direct evaluation of the same maths where there is another way, ratio; then how each
+grows with the number of tiles. A step is forward, backward and the optimiser's update on one case with one slide, one
+thread of the CPU; models of two magnifications get so many tiles at each, and MIRROR draws 2048 of them for a step.
+Models come from the registry; those without slides are measured once. Each measurement has its own process, so that
+peaks of memory do not mix; memory is the peak above what inputs and weights took before it. Where the last size
+measured lets expect more memory or time than the limits (square growth), it is said and left out.
+
+Direct is, for the subspace and disentangled models, the position bias and distances of all pairs at once; for MIRROR,
+attention with its matrix written out and a backward pass through all of it; for `transmil` and `cmta`, the attention
+that theirs approximates. `--released` compares MIRROR's step with its released form, Nyström attention, instead.
+`--probe` times a linear probe of 300 cases and 100 epochs against one that encodes every case anew in each epoch (one
+encoding is timed and multiplied).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import resource
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 import models.deformable
 import models.density_peaks
+import models.full_attention
 from models.batch import Batch, Sizes
 from models.model import Model
-from models.registry import model_class
+from models.registry import FINE_TUNE, MODELS, SLIDES, model_class
+from models.transmil import HEADS, NystromAttention
 
-FEATURES, GENES = 1024, {"tumour": 59, "tme": 361, "all": 431}
-OURS, DIRECT = "ours", "direct"
-REPEATS = 3
-TABULATED = ("subspace", "disentangled-teacher", "disentangled-histology", "disentangled-student")
-PRETRAINING, PROBE = "mirror-pretraining", "mirror"
+FEATURES, OTHER_GENES, FAMILIES, CLASSES = 1024, 431, 50, 4
+GENES = {"tumour": 59, "tme": 361}
+SIZES = (500, 2500, 10_000, 20_000)
+OURS, DIRECT, RELEASED = FORMS = ("ours", "direct", "released")
+STEP, PREDICTION = PHASES = ("training step", "prediction")
+REPEATS, ENOUGH_SECONDS = 3, 6.0
+MIRROR, DRAWN = "mirror-pretraining", 2048
 PROBED_CASES, PROBE_EPOCHS, PROBE_BATCH = 300, 100, 16
-BASELINES = ("abmil", "transmil", "concat", "add", "bilinear", "mcat", "cmta")
-UNITS = {"seconds": "training step, CPU s", "MiB": "peak memory, MiB"}
+UNITS = {"seconds": "CPU s", "MiB": "peak memory, MiB"}
+TABULATED = ("subspace", "disentangled-teacher", "disentangled-histology", "disentangled-student")
+NEEDED = {
+    **{(name, 2500, STEP, unit): ratio for name in TABULATED for unit, ratio in (("seconds", 8.0), ("MiB", 3.0))},
+    **{(MIRROR, tiles, STEP, "seconds"): 2.0 for tiles in (500, DRAWN, 2500)},
+}  # of ours over the other form, design section 7
+
+
+def all_pairs_at_once() -> None:
+    """Position bias and distances of density peaks in one piece."""
+    models.deformable.EXACT_PAIRS_PER_CHUNK = models.density_peaks.DISTANCES_PER_CHUNK = sys.maxsize
+
+
+def written_out(self: Any, tokens: Tensor, rows: Tensor | None = None, constant: Tensor | None = None) -> Tensor:
+    """`models.full_attention.FullAttention.forward` by the equations."""
+    q, k, v = self.qkv(tokens).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    nearby = self.residual(v)
+    if rows is not None:
+        q, nearby = q[:, :, rows], nearby[:, :, rows]
+    heads = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v + nearby
+    return self.dropout(self.out(heads.transpose(1, 2).flatten(2)))
+
+
+def attention_written_out() -> None:
+    NystromAttention.forward = models.full_attention.FullAttention.forward = written_out
+
+
+#: what makes a process evaluate a model directly; others have no second way
+DIRECTLY: dict[str, Callable[[], None]] = {
+    **dict.fromkeys(TABULATED, all_pairs_at_once),
+    **dict.fromkeys(("transmil", "cmta", "mirror", MIRROR), attention_written_out),
+}
 
 
 def build(name: str, form: str, tiles: int) -> Model:
-    """A model in our form, or with every pair's position bias and distance evaluated directly and in one piece."""
+    """A model in one of the forms; the two slower ones change module constants or methods of this process."""
     torch.manual_seed(0)
-    params: dict[str, Any] = {}
-    if name == PRETRAINING:
-        params = {"tiles": tiles} if form == OURS else {"attention": "nystrom", "fixed_length": tiles}
-    elif form == DIRECT:
-        params = {"position_bias": "exact"}
-        models.deformable.EXACT_PAIRS_PER_CHUNK = models.density_peaks.DISTANCES_PER_CHUNK = sys.maxsize
-    cls = model_class(name)
-    return cls(cls.Config(**params), Sizes(FEATURES, GENES, 4, "classification")).train()
+    cls, params = model_class(name), {}
+    if form == DIRECT:
+        DIRECTLY[name]()
+        params = {"position_bias": "exact"} if name in TABULATED else {}
+    elif form == RELEASED:
+        params = {"attention": "nystrom", "fixed_length": min(tiles, DRAWN)}
+    if MODELS[name].is_probe:
+        params["mode"] = FINE_TUNE
+    families = [sorted(torch.randperm(OTHER_GENES)[:30].tolist()) for _ in range(FAMILIES)]
+    genes = {group: GENES.get(group, OTHER_GENES) for group in cls.gene_groups}
+    return cls(cls.Config(**params), Sizes(FEATURES, genes, CLASSES, "classification", 3, families))
 
 
-def one_case(tiles: int, magnifications: int = 1) -> Batch:
+def one_case(name: str, tiles: int) -> Batch:
     """A case with one slide, tiles in rows of a nearly square lattice; a teacher's lesson beside two magnifications."""
+    cls = model_class(name)
     number, yes = torch.arange(tiles), torch.ones(1, dtype=torch.bool)
+    genes = {group: torch.randn(1, GENES.get(group, OTHER_GENES)) for group in cls.gene_groups}
+    batch = Batch(("case",), yes, yes, genes=genes, clinical=torch.randn(1, 3))
+    if SLIDES not in cls.needs:
+        return batch
     side = math.ceil(math.sqrt(tiles))
     cell = torch.stack([number % side, number // side], dim=1)[None]
-    genes = {group: torch.randn(1, n) for group, n in GENES.items()}
     mask, slide = torch.ones(1, tiles, dtype=torch.bool), torch.zeros(1, tiles, dtype=torch.int64)
-    batch = Batch(("case",), yes, yes, torch.rand(1, tiles, FEATURES), mask, slide, cell, cell * 448, genes)
-    if magnifications == 1:
+    features = torch.rand(1, tiles, FEATURES)
+    batch = replace(batch, features=features, mask=mask, slide=slide, cell=cell, coords=cell * 448)
+    if cls.magnifications == 1:
         return batch
     lesson = {
         f"{m}_{what}": torch.rand(1, n) for m in ("coarse", "fine") for what, n in (("logits", 4), ("features", 256))
@@ -70,87 +121,157 @@ def one_case(tiles: int, magnifications: int = 1) -> Batch:
     return replace(batch, coarser=coarser, parent=number[None] // 4, lesson=lesson, taught=yes)
 
 
-def measure(name: str, form: str, tiles: int) -> dict[str, float]:
-    """CPU seconds of the fastest step, and MiB of the highest."""
-    torch.set_num_threads(1)
-    model = build(name, form, tiles)
-    batch = one_case(tiles, model.magnifications)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-5)
+def trained(model: Model, batch: Batch, optimiser: torch.optim.Optimizer) -> None:
+    outputs = model(batch)
+    labelled = [logits for logits in outputs.branches or (outputs.logits,) if logits.shape[1]]
+    loss = sum(cross_entropy(logits, torch.tensor([1])) for logits in labelled) + sum(outputs.losses.values())
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
 
-    def step() -> float:
+
+def predicted(model: Model, batch: Batch) -> None:
+    with torch.no_grad():
+        model(batch)
+
+
+def fastest(act: Callable[[], Any]) -> float:
+    """CPU seconds of the fastest of a few runs; of the only one if it is long."""
+    spent: list[float] = []
+    while len(spent) < REPEATS and sum(spent) < ENOUGH_SECONDS:
         started = time.process_time()
-        outputs = model(batch)
-        trained = outputs.branches or (outputs.logits,)
-        labelled = [logits for logits in trained if logits.shape[1]]
-        loss = sum(torch.nn.functional.cross_entropy(logits, torch.tensor([1])) for logits in labelled)
-        loss = loss + sum(outputs.losses.values())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        return time.process_time() - started
+        act()
+        spent.append(time.process_time() - started)
+    return min(spent)
 
+
+def measure(name: str, form: str, phase: str, tiles: int) -> dict[str, float]:
+    """CPU seconds of the fastest run, and MiB at the highest."""
+    torch.set_num_threads(1)
+    model, batch = build(name, form, tiles).train(phase == STEP), one_case(name, tiles)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True) if phase == STEP else None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = min(step() for _ in range(REPEATS))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "MiB": peak / 1024}
+    seconds = fastest(lambda: predicted(model, batch) if optimiser is None else trained(model, batch, optimiser))
+    return {"seconds": seconds, "MiB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
-def measure_probe(form: str, tiles: int) -> dict[str, float]:
+def measure_probe(again: bool, tiles: int) -> dict[str, float]:
     """CPU seconds of a linear probe; the time of the encoder is that of one case, multiplied."""
     torch.set_num_threads(1)
-    model = build(PROBE, OURS, tiles)
-    case = one_case(tiles)
-
-    def encoded() -> float:
-        started = time.process_time()
-        with torch.no_grad():
-            model.condensed(case)
-        return time.process_time() - started
-
-    encoding = min(encoded() for _ in range(REPEATS)) * PROBED_CASES * (1 if form == OURS else PROBE_EPOCHS)
-    embedding, label = torch.randn(PROBED_CASES, model.head.in_features), torch.randint(4, (PROBED_CASES,))
-    batch = one_case(1)
-    optimiser = torch.optim.Adam(model.head.parameters(), lr=2e-3)
+    model = build("mirror", OURS, tiles).eval()
+    case = one_case("mirror", tiles)
+    with torch.no_grad():
+        encoding = fastest(lambda: model.condensed(case)) * PROBED_CASES * (PROBE_EPOCHS if again else 1)
+    embedding, label = torch.randn(PROBED_CASES, model.head.in_features), torch.randint(CLASSES, (PROBED_CASES,))
+    optimiser = torch.optim.Adam(model.head.parameters(), lr=2e-3, fused=True)
     started = time.process_time()
     for _ in range(PROBE_EPOCHS):
         for rows in torch.randperm(PROBED_CASES).split(PROBE_BATCH):
-            logits = model(replace(batch, embedding=embedding[rows])).logits
+            logits = model(replace(case, embedding=embedding[rows])).logits
             optimiser.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(logits, label[rows]).backward()
+            cross_entropy(logits, label[rows]).backward()
             optimiser.step()
     head = time.process_time() - started
     return {"seconds": encoding + head, "head": head}
 
 
-def measured_apart(name: str, form: str, tiles: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.model_steps", "--one", name, form, str(tiles)]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    return json.loads(done.stdout)
+def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """The result of `function` in a process that ran nothing before."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["models.model"])  # loads torch, once for all
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+class Series:
+    """One form of one phase of a model, from the smallest size to the largest that the limits let through."""
+
+    def __init__(self, name: str, form: str, phase: str, limits: dict[str, float]) -> None:
+        self.name, self.form, self.phase, self.limits = name, form, phase, limits
+        self.measured: dict[int, dict[str, float]] = {}
+
+    def at(self, tiles: int) -> dict[str, float] | str:
+        """The figures, or why they were not taken."""
+        if self.measured:
+            last = max(self.measured)
+            expected = {unit: value * (tiles / last) ** 2 for unit, value in self.measured[last].items()}
+            if expected["MiB"] > self.limits["MiB"]:
+                return f"not run: would need {expected['MiB'] / 1024:.0f} GB"
+            if expected["seconds"] > self.limits["seconds"]:
+                return f"not run: would take {expected['seconds']:.0f} s"
+        self.measured[tiles] = apart(measure, self.name, self.form, self.phase, tiles)
+        return self.measured[tiles]
+
+    def exponent(self, unit: str) -> float | None:
+        """Slope of the logarithms over the three largest sizes; None of a single one."""
+        sizes = sorted(self.measured)[-3:]
+        values = [max(self.measured[n][unit], 1e-3) for n in sizes]
+        return float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) if len(sizes) > 1 else None
+
+
+def line(figure: str, ours: float, other: float | str | None, needed: float | None = None) -> bool:
+    """Print one; True unless `needed` is missed."""
+    text = f"{figure:66} {ours:9.3f}"
+    missed = False
+    if isinstance(other, float):
+        missed = needed is not None and other / ours < needed
+        text += f" {other:9.3f} {other / ours:7.1f}" + (f"   needed {needed:g}{', MISSED' * missed}" if needed else "")
+    elif other is not None:
+        text += f"   {other}"
+    print(text, flush=True)
+    return not missed
+
+
+def compare(name: str, against: str | None, phase: str, sizes: Sequence[int], limits: dict[str, float]) -> bool:
+    """Print the figures of one phase at all sizes, and the exponents by which they grow; True unless one is missed."""
+    ours, other = (Series(name, form, phase, limits) if form else None for form in (OURS, against))
+    good = True
+    for tiles in sizes if SLIDES in MODELS[name].needs else [1]:
+        mine, theirs = ours.at(tiles), other.at(tiles) if other else None
+        if isinstance(mine, str):
+            print(f"{f'{name}, {tiles} tiles: {phase}':66} {mine}", flush=True)
+            continue
+        where = f"{name}, {tiles} tiles" if SLIDES in MODELS[name].needs else name
+        for unit, figure in UNITS.items():
+            beside = theirs[unit] if isinstance(theirs, dict) else theirs
+            good &= line(f"{where}: {phase}, {figure}", mine[unit], beside, NEEDED.get((name, tiles, phase, unit)))
+    for unit, figure in UNITS.items():
+        grows = ours.exponent(unit)
+        if grows is not None:
+            theirs = other.exponent(unit) if other else None
+            beside = "" if theirs is None else f" {theirs:9.2f}"
+            print(f"{f'{name}: {phase}, {figure}: exponent of tiles':66} {grows:9.2f}{beside}", flush=True)
+    return good
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiles", type=int, nargs="+", default=[500, 2500])
-    known = [*TABULATED, PRETRAINING, PROBE, *BASELINES]
-    parser.add_argument("--models", nargs="+", choices=known, default=known)
-    parser.add_argument("--one", nargs=3, metavar=("MODEL", "FORM", "TILES"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of tiles")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--memory-gb", type=float, default=8.0, help="leave out what would need more")
+    parser.add_argument("--seconds", type=float, default=90.0, help="leave out what would take longer")
+    parser.add_argument("--released", action="store_true", help="MIRROR's step against its released form, no more")
+    parser.add_argument("--probe", action="store_true", help="the linear probe, no more")
     given = parser.parse_args()
-    if given.one:
-        name, form, tiles = given.one
-        print(json.dumps(measure_probe(form, int(tiles)) if name == PROBE else measure(name, form, int(tiles))))
+    sizes, limits = sorted(given.sizes), {"MiB": given.memory_gb * 1024, "seconds": given.seconds}
+    print(f"{'figure':66} {OURS:>9} {RELEASED if given.released else DIRECT:>9} {'ratio':>7}")
+    if given.released:
+        return int(not compare(MIRROR, RELEASED, STEP, sizes, limits))
+    if given.probe:
+        for tiles in sizes:
+            once, anew = (apart(measure_probe, again, tiles) for again in (False, True))
+            line(f"linear probe, {tiles} tiles: encoding once, CPU s", once["seconds"], anew["seconds"])
+            line(f"linear probe, {tiles} tiles: its linear layer alone, CPU s", once["head"], None)
         return 0
-    print(f"{'figure':58} {OURS:>9} {DIRECT:>9} {'ratio':>7}")
-    for tiles in given.tiles:
-        for name in given.models:
-            ours = measured_apart(name, OURS, tiles)
-            direct = measured_apart(name, DIRECT, tiles) if name not in BASELINES else None
-            units = UNITS if name != PROBE else {"seconds": "probe, CPU s", "head": "its head alone"}
-            for unit, figure in units.items():
-                line = f"{f'{name}, {tiles} tiles: {figure}':58} {ours[unit]:9.3f}"
-                print(line + (f" {direct[unit]:9.3f} {direct[unit] / ours[unit]:7.1f}" if direct else ""))
-    return 0
+    good = True
+    for name in given.models:
+        for phase in PHASES:
+            if phase == STEP and model_class(name).fits_itself:
+                print(f"{name}: fitted at once, it has no training step")
+            elif phase == STEP or not MODELS[name].task_free:
+                good &= compare(name, DIRECT if name in DIRECTLY else None, phase, sizes, limits)
+    return int(not good)
 
 
 if __name__ == "__main__":

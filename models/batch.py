@@ -51,7 +51,8 @@ class Batch:
     Attributes
     ----------
     case_ids : case of each sample
-    features : float32 [samples, tiles, width]; zeros where `mask` is False. None for a model without slides
+    features : float32 [samples, tiles, width]; zeros where `mask` is False. None for a model without slides, and where
+        no sample has one
     mask : bool [samples, tiles], True where there is a tile
     slide : int64 [samples, tiles], slide number within the sample, -1 where there is no tile
     cell : int64 [samples, tiles, 2], (column, row) on the slide's lattice, from 0 per slide; 0 where there is no tile

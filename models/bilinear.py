@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.abmil import AbmilConfig, TilePool
 from models.batch import Batch, Outputs, Sizes
-from models.layers import SNN_WIDTHS, SelfNormalisingNetwork
+from models.layers import SNN_WIDTHS, SelfNormalisingNetwork, full_precision
 from models.model import Model
 from models.params import check_choice, check_range
 
@@ -61,17 +61,18 @@ class TileMean(nn.Module):
 
 
 class Gated(nn.Module):
-    """One modality, each channel weighed by a gate that has seen both: [samples, width]."""
+    """One modality, each channel weighed by a gate that has seen both: [samples, width] to [samples, reduced]."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, reduced: int, dropout: float) -> None:
         super().__init__()
-        self.content = nn.Linear(width, width)
-        self.gate = nn.Bilinear(width, width, width)
-        self.out = nn.Linear(width, width)
+        self.content = nn.Linear(width, reduced)
+        self.gate = nn.Bilinear(width, width, reduced)
+        self.out = nn.Linear(reduced, reduced)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, own: Tensor, slide: Tensor, gene: Tensor) -> Tensor:
-        weighed = torch.sigmoid(self.gate(slide, gene)) * torch.relu(self.content(own))
+        gate = self.gate(full_precision(slide), full_precision(gene))  # autocast knows no bilinear layer on a CPU
+        weighed = torch.sigmoid(gate) * torch.relu(self.content(own))
         return self.dropout(torch.relu(self.out(weighed)))
 
 
@@ -104,8 +105,8 @@ class Bilinear(Model):
         self.pool = TilePool(sizes.features, config) if attention else TileMean(sizes.features)
         self.embed = nn.Linear(self.pool.width, width)
         self.genes = SelfNormalisingNetwork(sizes.genes["all"], (*SNN_WIDTHS[:-1], width), config.gene_dropout)
-        self.gated_slide = Gated(width, dropout)
-        self.gated_gene = Gated(width, dropout)
+        self.gated_slide = Gated(width, width, dropout)
+        self.gated_gene = Gated(width, width, dropout)
         norm = BatchNorm if config.normalisation == BATCH else nn.LayerNorm
         self.fusion = nn.Sequential(
             nn.Dropout(dropout),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Checkpoint:
     state : the model's tensors, the baseline hazard of a Cox model among them
     covariates : encoding of the clinical sheet; None for a model without it
     split : digest of the fold's training and validation cases
+    features : what the bags it was trained on were made with (`models.feature_facts`); empty without slides
     """
 
     experiment: Experiment
@@ -71,6 +72,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     covariates: Covariates | None = None
     split: str = ""
+    features: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -126,6 +128,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             state=state,
             covariates=Covariates.from_values(meta["covariates"]) if meta.get("covariates") else None,
             split=meta.get("split", ""),
+            features=meta.get("features", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, repr(error)) from error
@@ -167,6 +170,7 @@ def _meta(checkpoint: Checkpoint) -> dict[str, Any]:
         "best_epoch": checkpoint.best_epoch,
         "notes": checkpoint.notes,
         "split": checkpoint.split,
+        "features": dict(checkpoint.features),
     }
 
 

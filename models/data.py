@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 
 from models.batch import Batch, Targets
 from models.covariates import Covariates
+from models.feature_facts import facts_of
 from models.survival import Intervals
 from pipeline.contracts.cohort import read_cases
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.expression import read_expression
-from pipeline.contracts.features import BagRecord, read_bag, read_index
+from pipeline.contracts.features import BagRecord, read_bag, read_index, read_summary
 from pipeline.contracts.genes import GeneSelection
 from pipeline.contracts.tasks import CLASSIFICATION, PRETRAINING, Labels
 
@@ -104,17 +106,32 @@ class Cohort:
                 chosen = tuple(found[m] for m in self._magnifications)
                 self._records.setdefault(chosen[0].case_id, []).append(chosen)
 
-    def lacking(self, case_id: str, needs: Iterable[str]) -> str:
-        """Why a case cannot be used by a model that needs these modalities, or ""."""
-        absent = []
-        if "slides" in needs and case_id not in self._records:
-            at = named_magnification(self.magnification)
-            absent.append("no usable slide" + (f" at {at}" if at else ""))
-        if "genes" in needs and case_id not in self._rna_row:
-            absent.append("no RNA")
-        if "clinical" in needs and (self.sheet is None or case_id not in self.sheet.rows):
-            absent.append("no row in the case sheet")
-        return " and ".join(absent)
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """All cases with slides or genes, sorted; those of the clinical sheet where neither is read."""
+        return tuple(sorted({*self._records, *self._rna_row} or set(self.sheet.rows if self.sheet else ())))
+
+    def lacking(self, case_id: str, needs: Collection[str], spares: Collection[str] = ()) -> str:
+        """Why a case cannot be used by a model that needs these modalities, or "".
+
+        Of the modalities in `spares` it may lack some, if it has another one of `needs`.
+        """
+        absent = {
+            modality: reason for modality in sorted(needs, reverse=True) if (reason := self._absent(case_id, modality))
+        }
+        if len(absent) < len(needs):
+            absent = {modality: reason for modality, reason in absent.items() if modality not in spares}
+        return " and ".join(absent.values())
+
+    def _absent(self, case_id: str, modality: str) -> str:
+        at = named_magnification(self.magnification)
+        if modality == "slides" and case_id not in self._records:
+            return "no usable slide" + (f" at {at}" if at else "")
+        if modality == "genes" and case_id not in self._rna_row:
+            return "no RNA"
+        if modality == "clinical" and (self.sheet is None or case_id not in self.sheet.rows):
+            return "no row in the case sheet"
+        return ""
 
     def slide_ids(self, case_id: str) -> tuple[str, ...]:
         """Slides of a case in the index's order (sorted by slide_id)."""
@@ -144,6 +161,11 @@ class Cohort:
             if case_id in self._records:
                 return self._bag(self._records[case_id][0]).features.shape[1]
         return 0
+
+    def feature_facts(self, case_ids: Sequence[str]) -> dict[str, Any]:
+        """What the bags were made with, from the first case with a slide; empty where there is none."""
+        found = next((self._records[case_id] for case_id in case_ids if case_id in self._records), None)
+        return facts_of(read_summary(found[0][0].path).source) if found else {}
 
     def genes(self, case_ids: Sequence[str], selection: GeneSelection) -> np.ndarray:
         """Standardised expression, float32 [cases, genes of the selection]. Raises InputError for another unit."""
@@ -215,10 +237,10 @@ def fixed_length_rows(tiles: int, length: int) -> np.ndarray:
 
 
 def samples_of(cohort: Cohort, case_ids: Sequence[str], per_slide: bool) -> list[Sample]:
-    """One sample per case, or per slide in reference mode."""
+    """One sample per case, or per slide in reference mode; a case without slides is one sample too."""
     if not per_slide:
         return [Sample(case_id) for case_id in case_ids]
-    return [Sample(case_id, slide_id) for case_id in case_ids for slide_id in cohort.slide_ids(case_id)]
+    return [Sample(case_id, slide_id) for case_id in case_ids for slide_id in cohort.slide_ids(case_id) or (None,)]
 
 
 class Collator:
@@ -236,7 +258,7 @@ class Collator:
     def __init__(
         self,
         cohort: Cohort,
-        needs: Iterable[str],
+        needs: Collection[str],
         selection: GeneSelection | None = None,
         groups: Sequence[str] = (),
         fixed_length: int | None = None,
@@ -251,21 +273,25 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         case_ids = tuple(sample.case_id for sample in samples)
-        count = len(samples)
-        with_slides, with_genes = "slides" in self.needs, "genes" in self.needs
-        batch = Batch(
+        has = {
+            modality: [modality in self.needs and not self.cohort.lacking(c, {modality}) for c in case_ids]
+            for modality in ("slides", "genes")
+        }
+        return Batch(
             case_ids,
-            has_slides=torch.full((count,), with_slides),
-            has_genes=torch.full((count,), with_genes),
-            **(self._slides(samples) if with_slides else {}),
-            genes=self._genes(case_ids) if with_genes else {},
+            has_slides=torch.tensor(has["slides"]),
+            has_genes=torch.tensor(has["genes"]),
+            **(self._slides(samples) if any(has["slides"]) else {}),
+            genes=self._genes(case_ids, has["genes"]) if "genes" in self.needs else {},
             clinical=self._clinical(case_ids) if "clinical" in self.needs else None,
         )
-        return batch
 
-    def _genes(self, case_ids: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    def _genes(self, case_ids: tuple[str, ...], present: list[bool]) -> dict[str, torch.Tensor]:
+        """Zeros, the mean of the training cases, for a sample without RNA."""
         assert self.selection is not None
-        values = self.cohort.genes(case_ids, self.selection)
+        values = np.zeros((len(case_ids), len(self.selection.genes)), np.float32)
+        if any(present):
+            values[present] = self.cohort.genes(list(compress(case_ids, present)), self.selection)
         return {group: torch.from_numpy(values[:, self.selection.columns(group)]) for group in self.groups}
 
     def _clinical(self, case_ids: tuple[str, ...]) -> torch.Tensor:
@@ -275,7 +301,7 @@ class Collator:
     def _slides(self, samples: Sequence[Sample]) -> dict[str, Any]:
         bags = [self._bags_of(sample) for sample in samples]
         arrays: dict[str, Any] = _tiles(bags)
-        if bags[0][0].coarser is not None:
+        if any(bag.coarser is not None for sample in bags for bag in sample):
             whose = [sample.case_id for sample in samples]
             present = torch.full((len(samples),), True)
             coarser = [[bag.coarser for bag in sample if bag.coarser is not None] for sample in bags]
@@ -289,9 +315,9 @@ class Collator:
 
 
 def _tiles(bags: Sequence[Sequence[SlideBag]]) -> dict[str, torch.Tensor]:
-    """Tiles of samples, each a list of slides, padded to the longest."""
+    """Tiles of samples, each a list of slides (none, for a sample without), padded to the longest."""
     longest = max(sum(len(bag.features) for bag in sample) for sample in bags)
-    width = bags[0][0].features.shape[1]
+    width = next(bag.features.shape[1] for sample in bags for bag in sample)
     shape = (len(bags), longest)
     features, mask = np.zeros((*shape, width), np.float32), np.zeros(shape, bool)
     slide, cell, coords = np.full(shape, -1), np.zeros((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)

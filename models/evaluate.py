@@ -19,26 +19,31 @@ from models.metrics import (
     resamples,
 )
 from models.survival import NoComparablePairError
-from pipeline.contracts.cohort import read_cases
+from pipeline.contracts.cohort import COHORT, PATIENT, read_cases
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import write_table
 from pipeline.contracts.predictions import (
+    ENSEMBLE,
     ClassPrediction,
     Predictions,
     SurvivalPrediction,
     left_out_path,
+    read_external_predictions,
     read_left_out,
     read_predictions,
 )
 from pipeline.contracts.tasks import CLASSIFICATION, Task
 
+OUT_OF_FOLD = "out-of-fold"  #: each case by the model that never saw it
+EXTERNAL = "external-mean"  #: the mean of the folds' models on the cases of an external cohort
+EXTERNAL_FOLDS = "external-folds"  #: the folds' models one by one on these cases
 COLUMNS = (
-    "experiment", "metric", "value", "low", "high", "confidence", "n_cases", "n_patients", "n_folds", "n_left_out",
-    "n_bootstrap", "note",
+    "experiment", "evaluation", "cohort", "metric", "value", "low", "high", "confidence", "n_cases", "n_patients",
+    "n_folds", "n_left_out", "n_bootstrap", "note",
 )  # fmt: skip
 DIFFERENCE_COLUMNS = (
-    "experiment", "other", "metric", "difference", "low", "high", "confidence", "n_cases", "n_patients", "n_bootstrap",
-    "note",
+    "experiment", "other", "evaluation", "cohort", "metric", "difference", "low", "high", "confidence", "n_cases",
+    "n_patients", "n_bootstrap", "note",
 )  # fmt: skip
 
 
@@ -57,6 +62,16 @@ class EvaluationParams:
             raise InputError("config.yaml evaluation.confidence", f"{self.confidence!r} is not between 0 and 1.")
 
 
+@dataclass(frozen=True)
+class Part:
+    """Predictions that are evaluated together: experiment -> table, and the number of cases without one."""
+
+    name: str
+    cohort: str
+    tables: Mapping[str, Predictions]
+    left_out: Mapping[str, int]
+
+
 def evaluate_task(
     task: Task,
     predictions: Mapping[str, str | Path],
@@ -64,6 +79,7 @@ def evaluate_task(
     differences_out: str | Path,
     params: EvaluationParams | None = None,
     cases: str | Path | None = None,
+    external: Mapping[str, str | Path] | None = None,
 ) -> None:
     """Write ``evaluation/{task}.tsv`` and its paired differences.
 
@@ -71,27 +87,58 @@ def evaluate_task(
     experiments are evaluated on the cases that both predicted and on the same resamples. An undefined metric leaves
     its fields empty and says why.
 
+    Each external cohort has rows of its own: one by the mean of the folds' models (`EXTERNAL`), compared with those of
+    other experiments too, and one of the models by themselves (`EXTERNAL_FOLDS`), in which a case counts once per
+    model.
+
     Parameters
     ----------
     predictions : experiment -> its table
-    cases : the clinical sheet; its optional column ``patient_id`` groups cases
+    cases : the clinical sheet; its optional column ``patient_id`` groups cases, ``cohort`` names cohorts
+    external : experiment -> its table of external cohorts
     """
     params = params or EvaluationParams()
-    patient = _patients(cases)
+    sheet = read_cases(cases).rows if cases is not None else {}
+    patient = {case: row[PATIENT] for case, row in sheet.items() if row.get(PATIENT)}
     tables = {name: read_predictions(path) for name, path in predictions.items()}
-    lost = {name: _count_left_out(path) for name, path in predictions.items()}
+    lost = {name: _left_out(path) for name, path in predictions.items()}
+    parts = [Part(OUT_OF_FOLD, "", tables, {name: len(cases) for name, cases in lost.items()})]
+    parts += external_parts(external or {}, {case: row.get(COHORT, "") for case, row in sheet.items()})
     rows = [
-        {"experiment": name, "n_left_out": lost[name], **row}
-        for name, table in tables.items()
+        {"experiment": name, "evaluation": part.name, "cohort": part.cohort, "n_left_out": part.left_out[name], **row}
+        for part in parts
+        for name, table in part.tables.items()
         for row in evaluate(task, table, params, patient)
     ]
     write_table(out, COLUMNS, rows)
     pairs = [
-        {"experiment": a, "other": b, **row}
-        for a, b in combinations(tables, 2)
-        for row in compare(task, tables[a], tables[b], params, patient)
+        {"experiment": a, "other": b, "evaluation": part.name, "cohort": part.cohort, **row}
+        for part in parts
+        if part.name != EXTERNAL_FOLDS
+        for a, b in combinations(part.tables, 2)
+        for row in compare(task, part.tables[a], part.tables[b], params, patient)
     ]
     write_table(differences_out, DIFFERENCE_COLUMNS, pairs)
+
+
+def external_parts(paths: Mapping[str, str | Path], cohort_of: Mapping[str, str]) -> list[Part]:
+    """Two parts of every external cohort, sorted: the mean of the folds' models, and each of them."""
+    tables = {name: read_external_predictions(path) for name, path in paths.items()}
+    lost = {name: _left_out(path) for name, path in paths.items()}
+    found = {row.case_id for table in tables.values() for row in table.rows}.union(*lost.values())
+    parts = []
+    for cohort in sorted({cohort_of[case] for case in found}):
+        members = {case for case in found if cohort_of[case] == cohort}
+        left_out = {name: len(cases & members) for name, cases in lost.items()}
+        for part in (EXTERNAL, EXTERNAL_FOLDS):
+            chosen = {}
+            for name, table in tables.items():
+                rows = (row for row in table.rows if row.case_id in members)
+                chosen[name] = Predictions(
+                    table.classes, tuple(row for row in rows if (row.fold == ENSEMBLE) == (part == EXTERNAL))
+                )
+            parts.append(Part(part, cohort, chosen, left_out))
+    return parts
 
 
 def evaluate(
@@ -101,7 +148,7 @@ def evaluate(
     groups = [patient.get(row.case_id, row.case_id) for row in table.rows]
     shared = {
         "confidence": params.confidence,
-        "n_cases": len(table.rows),
+        "n_cases": len({row.case_id for row in table.rows}),
         "n_patients": len(set(groups)),
         "n_folds": len({row.fold for row in table.rows}),
     }
@@ -174,16 +221,9 @@ def _class_note(task: Task, table: Predictions) -> str:
     return f"no case of class {', '.join(absent)}: left out of the means over classes" if absent else ""
 
 
-def _patients(cases: str | Path | None) -> dict[str, str]:
-    if cases is None:
-        return {}
-    sheet = read_cases(cases)
-    return {case: row["patient_id"] for case, row in sheet.rows.items() if row.get("patient_id")}
-
-
-def _count_left_out(path: str | Path) -> int:
+def _left_out(path: str | Path) -> set[str]:
     beside = left_out_path(path)
-    return len(read_left_out(beside)) if beside.exists() else 0
+    return {row.case_id for row in read_left_out(beside)} if beside.exists() else set()
 
 
 def _number(value: float) -> float | None:

@@ -53,13 +53,14 @@ class Fold:
 
 
 def usable_cases(
-    case_ids: Sequence[str], labels: Labels, cohort: Cohort, needs: frozenset[str]
+    case_ids: Sequence[str], labels: Labels, cohort: Cohort, needs: frozenset[str], spares: frozenset[str] = frozenset()
 ) -> tuple[list[str], dict[str, str]]:
-    """Cases with a label and every modality needed, and the others with the reason, both in the order given."""
+    """Cases with a label and every modality needed (see `Cohort.lacking`), and the others with the reason, both in the
+    order given."""
     known = set(labels.cases)
     kept, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, needs)
+        reason = cohort.lacking(case_id, needs, spares)
         if case_id not in known:
             reason = labels.missing.get(case_id, "not in the case sheet")
         if reason:
@@ -93,11 +94,13 @@ def prepare_fold(
         assert inputs is not None
         sources = read_sources(experiment, labels.task, inputs, number, split)
     teacher = sources.teacher
-    train, lost_train = usable_cases(splits.cases(number, TRAIN), labels, cohort, model.needs)
-    val, lost_val = usable_cases(splits.cases(number, VAL), labels, cohort, model.needs)
+    (train, lost_train), (val, lost_val) = (
+        usable_cases(splits.cases(number, role), labels, cohort, model.needs, model.spares) for role in (TRAIN, VAL)
+    )
     if not train:
         raise InputError(where, f"no training case has what model '{experiment.model}' needs.", _why(lost_train))
     notes = _left_out_notes({**lost_train, **lost_val})
+    notes += _spared_notes(train, val, cohort, model.spares, where)
     classes: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
     intervals = None
@@ -225,6 +228,19 @@ def _left_out_notes(left_out: dict[str, str]) -> list[str]:
     return [f"{n} case{'s' * (n > 1)} left out: {reason}" for reason, n in sorted(counts.items())]
 
 
+def _spared_notes(
+    train: Sequence[str], val: Sequence[str], cohort: Cohort, spares: frozenset[str], where: str
+) -> list[str]:
+    """How many cases lack what they may. Raises InputError where no training case has it."""
+    notes = []
+    for modality in sorted(spares):
+        lacking = {case_id: reason for case_id in (*train, *val) if (reason := cohort.lacking(case_id, {modality}))}
+        if all(case_id in lacking for case_id in train):
+            raise InputError(where, f"{lacking[train[0]]} in any training case, and the model learns from both.")
+        notes += [note.replace("left out: no", "used with no") for note in _left_out_notes(lacking)]
+    return notes
+
+
 def _gene_sizes(selection: GeneSelection | None, groups: Sequence[str], where: str) -> dict[str, int]:
     sizes = {}
     for group in groups:
@@ -249,7 +265,10 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
     genes = None
     if GENES in needs:
         assert fold.selection is not None
-        genes = [selection_values(fold.selection), array_digest(cohort.genes(cases, fold.selection))]
+        read = [c for c in cases if not cohort.lacking(c, {GENES})]
+        genes = [selection_values(fold.selection), array_digest(cohort.genes(read, fold.selection))]
+        if len(read) < len(cases):
+            genes.append(read)
     slides = [cohort.slide_digests(c) for c in cases] if SLIDES in needs else None
     clinical = None
     if fold.covariates is not None:

@@ -124,18 +124,25 @@ class Linear(Model):
             codes = targets.label.cpu().numpy()
             scores, bias = fit_logistic(training.scores, codes, penalty, len(self.bias), self.config.balanced)
             weight = scores @ training.directions
-            bias = bias - weight @ training.centre
+            self.take(weight, bias - weight @ training.centre)
         else:
-            time, event = _outcome(targets)
+            time, event = outcome_of(targets)
             beta = fit_cox(training.scores, time, event, penalty)
             weight = (beta @ training.directions)[None, :]
-            bias = -weight @ training.centre
-            times, hazard = breslow(training.scores @ beta, time, event)
-            self.baseline_time = torch.from_numpy(times).to(self.weight)
-            self.baseline_hazard = torch.from_numpy(hazard).to(self.weight)
+            self.take(weight, -weight @ training.centre)
+            self.take_baseline(training.scores @ beta, time, event)
+
+    def take(self, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Set the weights [outputs, columns] and biases [outputs]."""
         with torch.no_grad():
             self.weight.copy_(torch.from_numpy(weight))
             self.bias.copy_(torch.from_numpy(bias))
+
+    def take_baseline(self, risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> None:
+        """Set the baseline hazard by the risks [cases] of the training cases."""
+        times, hazard = breslow(risk, time, event)
+        self.baseline_time = torch.from_numpy(times).to(self.weight)
+        self.baseline_hazard = torch.from_numpy(hazard).to(self.weight)
 
     @torch.no_grad()
     def _loss(self, batch: Batch, targets: Targets) -> float:
@@ -144,7 +151,7 @@ class Linear(Model):
         if self.kind == CLASSIFICATION:
             assert targets.label is not None
             return float(nn.functional.cross_entropy(logits, targets.label))
-        time, event = _outcome(targets)
+        time, event = outcome_of(targets)
         return cox_loss(logits.squeeze(1).cpu().numpy(), time, event) / max(1, int(event.sum()))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
@@ -155,7 +162,7 @@ class Linear(Model):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def _outcome(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+def outcome_of(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
     assert targets.time is not None and targets.event is not None
     return targets.time.cpu().numpy(), targets.event.cpu().numpy()
 

@@ -17,9 +17,14 @@ def fit_class_weights(codes: np.ndarray, classes: int) -> np.ndarray:
     return np.divide(counts.max(), counts, out=np.zeros(classes), where=counts > 0)
 
 
-def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Class-weighted cross-entropy as (sum w_y l, sum w_y): the loss is their ratio, over any number of batches."""
-    losses = nn.functional.cross_entropy(logits, label, reduction="none")
+def cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Class-weighted cross-entropy as (sum w_y l, sum w_y): the loss is their ratio, over any number of batches.
+
+    With `smoothing` s, a case's l is (1 - s) (-ln p_y) + s times the mean over classes of -ln p_c.
+    """
+    losses = nn.functional.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
     weights = torch.ones_like(losses) if weight is None else weight.to(losses)[label]
     return (weights * losses).sum(), weights.sum()
 
@@ -54,13 +59,14 @@ def _log(probability: Tensor) -> Tensor:
 class Objective:
     """The task's loss on a model's logits, as a (numerator, denominator) pair that adds up over batches."""
 
-    def __init__(self, kind: str, class_weights: Tensor | None = None) -> None:
+    def __init__(self, kind: str, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         self.kind = kind
         self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
 
     def __call__(self, logits: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         if self.kind == "classification":
             assert targets.label is not None
-            return cross_entropy(logits, targets.label, self.class_weights)
+            return cross_entropy(logits, targets.label, self.class_weights, self.label_smoothing)
         assert targets.interval is not None and targets.event is not None
         return interval_likelihood(logits, targets.interval, targets.event)

@@ -10,8 +10,8 @@ scaling; `width`, `dropout`, `rna_mlp_ratio`, `attention` and `fixed_length` mus
 - ``shots: n``: n training cases of each class, or of each survival interval, are drawn without replacement, and nothing
   else of the training cases is used but the intervals (the released code draws with replacement).
 
-The task's loss is the one of all models here: class-weighted cross-entropy without label smoothing, where the released
-code smooths by 0.1; discrete-time likelihood for survival.
+In training, labels are smoothed by 0.1, as released; in validation they are not. The rest of the task's loss is that of
+all models here: class-weighted cross-entropy (the released code has no weights), discrete-time likelihood for survival.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ class MirrorConfig(EncoderConfig):
     mode : "linear_probe" or "fine_tune"
     fusion : the linear layer reads both embeddings by "concat", or their sum by "add"
     shots : training cases of each class or survival interval; None takes all
+    label_smoothing : share of a training label that is spread over all classes
     """
 
     mode: str = LINEAR
     fusion: str = CONCAT
     shots: int | None = None
+    label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_probe(self.mode, self.shots)
+        check_probe(self.mode, self.shots, self.label_smoothing)
         check_choice("fusion", self.fusion, FUSIONS)
 
 

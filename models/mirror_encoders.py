@@ -120,10 +120,15 @@ class SlideEncoder(nn.Module):
         )
         self.apply(xavier)
 
-    def forward(self, sequence: Sequence, only_class: bool = False) -> tuple[Tensor, Tensor]:
-        """Class token [samples, width] and tile tokens [samples, tiles, width] (none with `only_class`), normalised."""
+    def forward(
+        self, sequence: Sequence, only_class: bool = False, constant: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Class token [samples, width] and tile tokens [samples, tiles, width] (none with `only_class`), normalised.
+
+        Tile tokens in `constant` rows, int64 [rows], may come without a gradient.
+        """
         tokens = torch.relu(self.project(sequence.features))
-        first, tokens = self.trunk(tokens, sequence.places, only_class)
+        first, tokens = self.trunk(tokens, sequence.places, only_class, constant)
         return first, tokens[:, : sequence.features.shape[1]]
 
 

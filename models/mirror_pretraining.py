@@ -146,8 +146,8 @@ class SlideRetention(nn.Module):
         the tokens, or of these `rows` of them."""
         if rows is None:
             rows = torch.arange(tokens.shape[1], device=tokens.device)
-        first, tokens = self.embed(first), self.embed(tokens)
-        tokens = torch.where(mask.bool()[..., None], self.mask_token.to(tokens), tokens)
+        first, seen = self.embed(first), self.embed(tokens[mask == 0])  # masked tokens are not even read
+        tokens = self.mask_token.to(seen).expand_as(tokens).masked_scatter(mask[..., None] == 0, seen)
         if cell is not None:
             tokens = tokens + cell_encoding(cell, tokens.shape[2]).to(tokens)
         everything = torch.cat([first[:, None], tokens], dim=1)
@@ -238,11 +238,12 @@ class MirrorPretraining(Model):
             with torch.no_grad():
                 self.style.prototypes.weight.copy_(normalize(self.style.prototypes.weight, dim=1))
         read = sequences(batch, self.config, draw=self.training)
-        encoded = [self.slide(sequence) for sequence in read]
+        masks = [random_mask(s.features.shape[:2], self.config.mask_slide, s.features.device) for s in read]
+        encoded = [self.slide(s, constant=self._unlearnt(mask)) for s, mask in zip(read, masks, strict=True)]
         slides = torch.cat([first for first, _ in encoded])
         rna = self.rna(batch.genes["all"])
         parts = {
-            "retain_slide": self.slide_loss(read, encoded),
+            "retain_slide": self.slide_loss(read, encoded, masks),
             "retain_rna": self.rna_loss(rna),
             **self.pair_losses(slides, rna),
         }
@@ -273,11 +274,14 @@ class MirrorPretraining(Model):
                 "prototypes_used": torch.tensor(float(len(used))),
             }
 
-    def slide_loss(self, read: Rows[Sequence], encoded: Rows[tuple[Tensor, Tensor]]) -> Tensor:
+    def _unlearnt(self, mask: Tensor) -> Tensor | None:
+        """Tiles whose tokens are a target and nothing else; of several samples beside each other, none."""
+        return mask[0].nonzero().squeeze(1) if self.config.detach_targets and len(mask) == 1 else None
+
+    def slide_loss(self, read: Rows[Sequence], encoded: Rows[tuple[Tensor, Tensor]], masks: Rows[Tensor]) -> Tensor:
         """Retention of tile tokens, over all masked tiles of the batch."""
         total, count = [], 0.0
-        for sequence, (first, tokens) in zip(read, encoded, strict=True):
-            mask = random_mask(tokens.shape[:2], self.config.mask_slide, tokens.device)
+        for sequence, (first, tokens), mask in zip(read, encoded, masks, strict=True):
             rows = mask.any(dim=0).nonzero().squeeze(1)  # of one sample the masked tiles: others need no prediction
             prediction = full_precision(self.slide_retention(first, tokens, mask, sequence.cell, rows))
             masked = float(mask.sum())

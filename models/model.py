@@ -26,6 +26,8 @@ class Model(nn.Module):
     Attributes
     ----------
     needs : the modalities that a case must have, of "slides", "genes" and "clinical" (the case sheet)
+    spares : those of `needs` that a case may lack if it has another; `forward` then goes by `has_slides` and
+        `has_genes`, and the rows of what a sample lacks are zeros without a tile
     gene_groups : the groups of the gene selection that `forward` reads
     Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
@@ -40,11 +42,13 @@ class Model(nn.Module):
     decoupled_decay : take AdamW's weight decay instead of Adam's
     fits_itself : True when `fit` replaces the training loop
     shared_params : keys of `Config` that must be the same in the experiment whose weights it starts from
+    label_smoothing : of the classification loss in training; validation has none
     encodes_once : True when the training loop reads only what `condensed` made of each sample, once
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
+    spares: ClassVar[frozenset[str]] = frozenset()
     gene_groups: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type]
     config: Any
@@ -59,6 +63,7 @@ class Model(nn.Module):
     decoupled_decay: ClassVar[bool] = False
     fits_itself: ClassVar[bool] = False
     shared_params: ClassVar[tuple[str, ...]] = ()
+    label_smoothing: float = 0.0
     encodes_once: bool = False
 
     def start(self, state: Mapping[str, Tensor]) -> None:

@@ -16,15 +16,17 @@ LINEAR = "linear_probe"
 MODES = (LINEAR, FINE_TUNE)
 
 
-def check_probe(mode: Any, shots: Any) -> None:
-    """Raise InputError unless both keys of a configuration have a legal value."""
+def check_probe(mode: Any, shots: Any, label_smoothing: Any) -> None:
+    """Raise InputError unless these keys of a configuration have a legal value."""
     check_choice("mode", mode, MODES)
+    check_range("label_smoothing", label_smoothing, 0, 0.99)
     if shots is not None:
         check_range("shots", shots, 1, 1_000_000, integer=True)
 
 
 class Probe(Model):
-    """Its `config` has `mode` and `shots`; a subclass builds its `encoders`, calls `add_head`, and defines `embedded`.
+    """Its `config` has `mode`, `shots` and `label_smoothing`; a subclass builds its `encoders`, calls `add_head`, and
+    defines `embedded`.
 
     Attributes
     ----------
@@ -45,6 +47,7 @@ class Probe(Model):
         self.head = nn.Linear(width, outputs)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+        self.label_smoothing = self.config.label_smoothing
         self.encodes_once = self.config.mode == LINEAR
         for name in self.encoders:
             getattr(self, name).requires_grad_(not self.encodes_once)

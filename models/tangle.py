@@ -1,6 +1,6 @@
 """Slides alone, read by an encoder that learnt from RNA without labels (`models.tangle_pretraining`, by ``init_from``).
 
-Genes are needed for pre-training only. `mode` and `shots` are as in `models.mirror`.
+Genes are needed for pre-training only. `mode`, `shots` and `label_smoothing` are as in `models.mirror`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ class TangleConfig(PoolConfig):
     ----------
     mode : "linear_probe" or "fine_tune"
     shots : training cases of each class or survival interval; None takes all
+    label_smoothing : share of a training label that is spread over all classes
     """
 
     mode: str = LINEAR
     shots: int | None = None
+    label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_probe(self.mode, self.shots)
+        check_probe(self.mode, self.shots, self.label_smoothing)
 
 
 class Tangle(Probe):

@@ -3,7 +3,8 @@
 Source: Transcriptomics-guided Slide Representation Learning in Computational Pathology (Jaume et al., CVPR 2024), whose
 idea this follows, not its code: attention pooling of the tiles, a perceptron on the genes, symmetric InfoNCE of their
 cosines at a fixed temperature (0.1, as in the MIRROR specification, section 8). No label is read. `models.tangle` uses
-the slide encoder, and then needs no RNA.
+the slide encoder, and then needs no RNA. There is no reference mode: no specification or golden value of the released
+code is at hand that it could be held to (its gene encoder, its further losses, its sampling of tiles and its schedule).
 
 A batch of one cannot be wrong: its loss is 0. Every tile of a case counts, padding never does.
 """

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ def train_fold(
         experiment, labels.task, fold.number, fold.sizes, fold.classes, fold.class_weights, fold.intervals,
         fold.selection, cohort.magnification, progress.epoch, progress.best_epoch, tuple(notes),
         REVISIONS["models"], fold.digest, {**model.state_dict(), **progress.best_state}, fold.covariates, fold.split,
+        cohort.feature_facts(fold.train),
     )  # fmt: skip
     columns = list(dict.fromkeys(key for row in progress.history for key in row))
     write_table(folder / HISTORY, columns, progress.history)
@@ -239,21 +241,26 @@ def run_epochs(
     assert experiment.epochs and experiment.lr is not None and experiment.weight_decay is not None
     weights = torch.tensor(data.fold.class_weights, device=device) if data.fold.class_weights else None
     objective = Objective(data.fold.sizes.kind, weights)
+    smoothed = Objective(data.fold.sizes.kind, weights, model.label_smoothing)
     chosen = torch.optim.AdamW if model.decoupled_decay else torch.optim.Adam
     optimiser = chosen(
-        (p for p in model.parameters() if p.requires_grad), lr=experiment.lr, weight_decay=experiment.weight_decay
+        (p for p in model.parameters() if p.requires_grad),
+        lr=experiment.lr,
+        weight_decay=experiment.weight_decay,
+        fused=True,
     )
     steps = -(-len(data.train) // data.batch_size)
     shuffle = torch.Generator().manual_seed(seed)
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=experiment.precision == "bfloat16" and device.type == "cuda"
     )
+    if experiment.precision == "bfloat16" and device.type != "cuda":
+        logger.warning("%s: precision bfloat16 is for GPUs; this training is in float32", experiment.name)
     progress = resume(last, data.fold.digest, model, optimiser, shuffle, device)
     while progress.epoch < experiment.epochs and not exhausted(progress, experiment.patience or 0):
         rates = learning_rates(experiment, model.warmup_epochs, progress.epoch, steps)
         order = torch.randperm(len(data.train), generator=shuffle).tolist()
-        with autocast:
-            losses = train_epoch(model, objective, data.batches(data.train, order), optimiser, rates)
+        losses = train_epoch(model, smoothed, data.batches(data.train, order), optimiser, rates, autocast)
         row: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "lr": max(rates),
@@ -314,8 +321,11 @@ def train_epoch(
     batches: Iterator[tuple[Batch, Targets]],
     optimiser: torch.optim.Optimizer,
     rates: Sequence[float],
+    autocast: AbstractContextManager[Any],
 ) -> dict[str, float]:
     """One pass over the training samples.
+
+    `autocast` is entered for each forward pass anew, since it keeps the weights it rounded until it is left.
 
     Returns the mean over batches of the total loss, of each of its parts, and of what the model records beside them.
     """
@@ -326,7 +336,8 @@ def train_epoch(
         assert model.training
         for group in optimiser.param_groups:
             group["lr"] = rate
-        outputs = model(batch)
+        with autocast:
+            outputs = model(batch)
         parts = dict(outputs.losses)
         if objective.kind != PRETRAINING:
             task_losses = [objective(logits.float(), targets) for logits in outputs.branches or (outputs.logits,)]

@@ -78,10 +78,11 @@ class NystromAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, rows: Tensor | None = None, constant: Tensor | None = None) -> Tensor:
         """[samples, tokens, width] to the same, or to these `rows` of it, int64 [rows].
 
-        The sequence is filled up with zeros at its front, unmasked.
+        The sequence is filled up with zeros at its front, unmasked. Whoever names `constant` rows, int64 [rows], takes
+        no gradient through their results, which a subclass may use.
         """
         samples, count, width = tokens.shape
         tokens = functional.pad(tokens, (0, 0, -count % self.landmarks, 0))
@@ -121,19 +122,27 @@ class PositionEncoding(nn.Module):
         """[samples, tokens, width] to the same; without `places` the tokens are a square, row by row."""
         if places is None:
             side = math.isqrt(tokens.shape[1])
-            return self._encoded(tokens.transpose(1, 2).unflatten(2, (side, side))).flatten(2).transpose(1, 2)
+            return self._encoded(tokens.unflatten(1, (side, side))).flatten(1, 2)
         parts = []
         for rows, cell in places:  # one sample
             width, height = (int(n) + 1 for n in cell.amax(dim=0))
             flat = cell[:, 1] * width + cell[:, 0]
-            values = tokens[:, rows].transpose(1, 2)
-            field = values.new_zeros(*values.shape[:2], height * width).index_copy(2, flat, values)
-            encoded = self._encoded(field.unflatten(2, (height, width)))
-            parts.append(encoded.flatten(2).index_select(2, flat))
-        return torch.cat(parts, dim=2).transpose(1, 2)
+            values = tokens[:, rows]
+            field = values.new_zeros(len(values), height * width, values.shape[2]).index_copy(1, flat, values)
+            encoded = self._encoded(field.unflatten(1, (height, width)))
+            parts.append(encoded.flatten(1, 2).index_select(1, flat))
+        return torch.cat(parts, dim=1)
 
     def _encoded(self, field: Tensor) -> Tensor:
-        return field + sum(convolution(field) for convolution in self.convolutions)
+        """[samples, height, width, channels] to the same: the three convolutions as one, with the sum of kernels."""
+        widest = self.convolutions[0]
+        margins = [widest.padding[0] - c.padding[0] for c in self.convolutions]
+        kernel = sum(functional.pad(c.weight, [m] * 4) for c, m in zip(self.convolutions, margins, strict=True))
+        bias = sum(convolution.bias for convolution in self.convolutions)
+        first = field.permute(0, 3, 1, 2)
+        return field + functional.conv2d(first, kernel, bias, padding=widest.padding, groups=widest.groups).permute(
+            0, 2, 3, 1
+        )
 
 
 class Encoder(nn.Module):
@@ -155,10 +164,17 @@ class Encoder(nn.Module):
         self.position = PositionEncoding(width) if has_map else None
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, places: Places | None = None, only_class: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        tokens: Tensor,
+        places: Places | None = None,
+        only_class: bool = False,
+        constant: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Class token [samples, width] and tokens [samples, tokens, width], more of them if filled up to a square.
 
-        With `only_class` there are no tokens: they are not computed, and the class token is the same.
+        With `only_class` there are no tokens: they are not computed, and the class token is the same. Tokens in
+        `constant` rows, int64 [rows], may come without a gradient.
         """
         if self.position is not None and places is None:
             count = tokens.shape[1]
@@ -169,7 +185,7 @@ class Encoder(nn.Module):
         if self.position is not None:
             tokens = torch.cat([tokens[:, :1], self.position(tokens[:, 1:], places)], dim=1)
         rows = torch.zeros(1, dtype=torch.int64, device=tokens.device) if only_class else None
-        attended = self.attentions[1](self.norms[1](tokens), rows)
+        attended = self.attentions[1](self.norms[1](tokens), rows, None if constant is None else 1 + constant)
         tokens = self.norm((tokens[:, :1] if only_class else tokens) + attended)
         return tokens[:, 0], tokens[:, 1:]
 

@@ -8,18 +8,27 @@ import io
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts.cohort import CaseSheet, read_cases
+from pipeline.contracts.cohort import PATIENT, CaseSheet, external_cases, read_cases
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.files import write_table, write_text
-from pipeline.contracts.splits import COLUMNS, TEST, TRAIN, VAL, SplitRow, Splits, read_splits, write_splits
+from pipeline.contracts.splits import (
+    COLUMNS,
+    EXTERNAL,
+    TEST,
+    TRAIN,
+    VAL,
+    SplitRow,
+    Splits,
+    read_splits,
+    write_splits,
+)
 from pipeline.contracts.tasks import CLASSIFICATION, Labels, Task, read_labels
 
 logger = logging.getLogger(__name__)
-PATIENT = "patient_id"  #: optional column of the case sheet: rows of one patient stay together
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class SplitParams:
     validation : share of a fold's non-test cases that get the role val
     site : column of the case sheet whose values are kept whole on one side of every test set
     file : the ledger; never rewritten, only appended to
-    external : seam for external test cohorts; only null for now
+    external : values of column ``cohort`` (one or several): their cases are never trained or validated on, and tested
+        by the model of every fold
     """
 
     folds: int = 5
@@ -41,7 +51,7 @@ class SplitParams:
     validation: float = 0.15
     site: str | None = None
     file: str = "splits.tsv"
-    external: str | None = None
+    external: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2:
@@ -51,7 +61,8 @@ class SplitParams:
         if not 0 <= self.validation <= 0.5:
             raise InputError("config.yaml splits.validation", f"{self.validation!r} is not from 0 to 0.5.")
         if self.external is not None:
-            raise InputError("config.yaml splits.external", "external test cohorts are not supported yet.", "set null.")
+            names = (self.external,) if isinstance(self.external, str) else tuple(self.external)
+            object.__setattr__(self, "external", names or None)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,8 @@ def make_splits(
     an order seeded by `params.seed`, to the fold that so far has the fewest cases of the same combination of labels,
     then of each label, then of any. Within a fold the role val is dealt by quota, again per combination of labels.
     Old rows of the ledger stay as they are, also those of cases that have left the sheet; the latter are not in `out`.
+    Cases of external cohorts have the role external in every fold of `out` and no say in the folds of the others; they
+    are not written to the ledger, and rows that they have there from before do not count.
 
     Parameters
     ----------
@@ -100,10 +113,13 @@ def make_splits(
     Raises
     ------
     InputError for fewer patients (or sites) than folds, a ledger with another number of folds, a case in several
-    test folds, a patient or a site in the test sets of several folds, a patient with several roles in one fold.
+    test folds, a patient or a site in the test sets of several folds, a patient with several roles in one fold, and as
+    `external_cases` does.
     """
-    sheet = cases if isinstance(cases, CaseSheet) else read_cases(cases)
-    labels = [read_labels(sheet, task) for task in tasks]
+    whole = cases if isinstance(cases, CaseSheet) else read_cases(cases)
+    labels = [read_labels(whole, task) for task in tasks]
+    external = external_cases(whole, params.external or ())
+    sheet = replace(whole, rows={case: row for case, row in whole.rows.items() if case not in external})
     patients = _patients(sheet)
     sites = _sites(sheet, patients, params)
     ledger = Path(params.file)
@@ -114,11 +130,15 @@ def make_splits(
     rows = [SplitRow(case, fold, roles[case][fold]) for case in sheet.rows for fold in sorted(roles[case])]
     known = {row.case_id for row in old.rows}
     _append(ledger, [row for row in rows if row.case_id not in known], bool(old.rows))
-    write_splits(out, sorted(rows, key=lambda row: (row.fold, row.case_id)))
-    found = _notes(Splits(tuple(rows)), labels, params)
+    outside = [SplitRow(case, fold, EXTERNAL) for case in external for fold in range(params.folds)]
+    write_splits(out, sorted([*rows, *outside], key=lambda row: (row.fold, row.case_id)))
+    found = [*_notes(Splits(tuple(rows)), labels, params), *_external_notes(external, labels)]
     if old.rows and n_new:
         found.insert(0, SplitNote(f"{n_new} new cases were appended to {ledger}."))
-    gone = sorted(known - set(sheet.rows))
+    freed = len(known & external.keys())
+    if freed:
+        found.insert(0, SplitNote(f"{freed} cases of {ledger} are of an external cohort: their rows do not count."))
+    gone = sorted(known - set(whole.rows))
     if gone:
         found.insert(0, SplitNote(f"{len(gone)} cases of {ledger} are not in the sheet, such as {gone[0]}."))
     for note in found:
@@ -404,6 +424,16 @@ def _notes(splits: Splits, labels: Sequence[Labels], params: SplitParams) -> lis
                 if problem:
                     notes.append(SplitNote(problem, task.task.name, str(fold), role))
     return notes
+
+
+def _external_notes(external: Mapping[str, str], labels: Sequence[Labels]) -> Iterable[SplitNote]:
+    """External cohorts that lack labels, classes or events of a task."""
+    for cohort in dict.fromkeys(external.values()):
+        cases = [case for case, name in external.items() if name == cohort]
+        for task in labels:
+            problem = _lacking(task, cases)
+            if problem:
+                yield SplitNote(f"{problem} in cohort {cohort}", task.task.name, "", EXTERNAL)
 
 
 def _lacking(task: Labels, cases: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from jsonschema.exceptions import ValidationError
 
 from models.experiment import Experiment, check_sources
 from models.registry import entry, needs
-from pipeline.contracts.cohort import CaseSheet, Slide, check_unique
+from pipeline.contracts.cohort import CaseSheet, Slide, check_unique, external_cases
 from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.expression_tables import table_sources
@@ -22,6 +22,7 @@ from pipeline.contracts.magnifications import ordered
 from pipeline.contracts.stain_targets import target_kind
 from pipeline.contracts.tasks import PRETRAIN, Task, read_labels
 from pipeline.encoder_table import completed
+from pipeline.splits import SplitParams
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "config.schema.yaml"
 
@@ -49,6 +50,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     for experiment in config["experiments"]:
         _resolve_experiment(experiment, config)
     check_sources([Experiment(**x) for x in config["experiments"]], [task["name"] for task in config["tasks"]])
+    _check_centring(config)
     _check_aliases(config["expression"]["aliases"])
     units = {config["expression"]["unit"], *(source.unit for source in table_sources(config["inputs"]["expression"]))}
     if "zscore" in units and config["genes"]["selection"] == "hvg":
@@ -104,6 +106,14 @@ def _check_inputs(inputs: dict[str, Any]) -> None:
 def _check_names(config: dict[str, Any]) -> None:
     for section, key in (("tasks", "name"), ("experiments", "name"), ("encoders", "slug")):
         check_unique((entry[key] for entry in config[section]), f"config.yaml {section}", key)
+    names = {experiment["name"].casefold() for experiment in config["experiments"]}
+    for experiment in config["experiments"]:
+        for part in ("left_out", "slides", "external", "external_left_out"):
+            if f"{experiment['name']}_{part}".casefold() in names:
+                where = f"config.yaml experiments '{experiment['name']}_{part}'"
+                raise InputError(
+                    where, f"a table of experiment '{experiment['name']}' has this name.", "choose another."
+                )
 
 
 def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> None:
@@ -176,6 +186,17 @@ def _check_target(target: str, slide_ids: list[str]) -> None:
         )
 
 
+def _check_centring(config: dict[str, Any]) -> None:
+    """An external cohort has no training cases, so it cannot be centred as the others are."""
+    genes = config["genes"]
+    if config["splits"]["external"] and genes["centre"] == "cohort" and genes["unseen_cohort"] == "refuse":
+        raise InputError(
+            "config.yaml genes.unseen_cohort",
+            "genes are centred per cohort, but splits.external names one without training cases.",
+            "set unseen_cohort: itself, which centres it on its own cases, or genes.centre: none.",
+        )
+
+
 def _check_aliases(path: str | None) -> None:
     if path and not Path(path).is_file():
         where = "config.yaml expression.aliases"
@@ -185,8 +206,10 @@ def _check_aliases(path: str | None) -> None:
 def check_cohort(config: dict[str, Any], slides: list[Slide], cases: CaseSheet) -> None:
     """What the sheets alone can show before any job: labels of every task, and that slides and cases meet.
 
-    Raises InputError for an unusable label column, a slide sheet without a row, or sheets that share no case.
+    Raises InputError for an unusable label column, external cohorts that are not there or share a patient with others,
+    a slide sheet without a row, or sheets that share no case.
     """
+    external_cases(cases, SplitParams(**config["splits"]).external or ())
     for task in config["tasks"]:
         read_labels(cases, task)
     if not config["inputs"]["slides"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.splits import read_splits
+from pipeline.contracts.splits import EXTERNAL, read_splits
 
 
 def check_ledger(ledger: str | Path, splits: str | Path) -> None:
@@ -22,7 +22,8 @@ def check_ledger(ledger: str | Path, splits: str | Path) -> None:
     if ledger.stat().st_mtime_ns <= splits.stat().st_mtime_ns:
         return
     now = read_splits(ledger).roles()
-    changed = [case for case, roles in read_splits(splits).roles().items() if now.get(case) != roles]
+    made = read_splits(splits).roles()
+    changed = [case for case, roles in made.items() if EXTERNAL not in roles.values() and now.get(case) != roles]
     if changed:
         shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
         raise InputError(str(ledger), f"{len(changed)} cases have other folds than in {splits} ({shown}).", fix)

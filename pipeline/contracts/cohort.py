@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.files import read_table
 from pipeline.contracts.slide_files import local_path
 
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 BATCH_SLIDES = 32
+COHORT = "cohort"  #: optional column of the case sheet: where a case comes from
+PATIENT = "patient_id"  #: optional column of the case sheet: rows of one patient stay together
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,36 @@ def read_cases(path: str | Path) -> CaseSheet:
     check_unique([row["case_id"] for row in table], str(path), "case_id")
     columns = tuple(table[0]) if table else ("case_id",)
     return CaseSheet(str(path), columns, {row["case_id"]: row for row in table})
+
+
+def external_cases(sheet: CaseSheet, cohorts: Sequence[str]) -> dict[str, str]:
+    """case_id -> cohort of the cases in `cohorts`, in sheet order.
+
+    Raises InputError for a sheet without the column, a cohort without a case, a sheet with no other case, and a patient
+    who is in such a cohort and outside: she would be trained and tested on.
+    """
+    where = "config.yaml splits.external"
+    if cohorts and COHORT not in sheet.columns:
+        raise InputError(sheet.path, f"splits.external needs column '{COHORT}', which is missing.", "add it.")
+    found = {case: row[COHORT] for case, row in sheet.rows.items() if cohorts and row[COHORT] in cohorts}
+    known = {row.get(COHORT, "") for row in sheet.rows.values()} - {""}
+    for cohort in cohorts:
+        if cohort not in known:
+            problem = f"no case of {sheet.path} has cohort '{cohort}'{nearest(cohort, known)}."
+            raise InputError(where, problem, f"choose from {', '.join(sorted(known)) or 'a column that is filled'}.")
+    if cohorts and len(found) == len(sheet.rows):
+        raise InputError(where, "every case is of an external cohort.", "leave one cohort to train on.")
+    side: dict[str, str] = {}
+    for case, row in sheet.rows.items():
+        other = side.setdefault(row.get(PATIENT) or case, case)
+        if (other in found) != (case in found):
+            raise InputError(
+                f"{sheet.path} patient {row.get(PATIENT)}",
+                f"case {other if other in found else case} is of an external cohort,"
+                f" case {case if other in found else other} is not.",
+                "give all cases of a patient the same cohort, or delete those of one.",
+            )
+    return found
 
 
 def batches(slides: Sequence[Slide]) -> dict[str, list[Slide]]:

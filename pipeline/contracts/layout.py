@@ -119,8 +119,9 @@ def models_index(root: Root, task: str, experiment: str) -> str:
     return _join(root, "models", task, experiment, "index.tsv")
 
 
-def predictions(root: Root, task: str, experiment: str) -> str:
-    return _join(root, "predictions", task, f"{experiment}.tsv")
+def predictions(root: Root, task: str, experiment: str, part: str = "") -> str:
+    """`part` is "", left_out, slides, external or external_left_out."""
+    return _join(root, "predictions", task, f"{experiment}{'_' + part if part else ''}.tsv")
 
 
 def evaluation(root: Root, task: str, part: str = "") -> str:

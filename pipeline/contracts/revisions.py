@@ -13,8 +13,8 @@ REVISIONS = {
     "splits": 1,
     "genes": 3,
     "scores": 1,
-    "models": 1,
-    "predictions": 1,
-    "evaluation": 1,
-    "report": 2,
+    "models": 2,
+    "predictions": 2,
+    "evaluation": 2,
+    "report": 3,
 }

@@ -14,6 +14,7 @@ from pipeline.contracts.files import read_table, write_table
 
 COLUMNS = ("case_id", "fold", "role")
 TRAIN, VAL, TEST = ROLES = ("train", "val", "test")
+EXTERNAL = "external"  #: role of a case of another cohort in every fold of ``splits/splits.tsv``, never in the ledger
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Splits:
     def cases(self, fold: int, role: str) -> list[str]:
         """Cases with a role in a fold, sorted."""
         return sorted(row.case_id for row in self.rows if row.fold == fold and row.role == role)
+
+    @property
+    def external(self) -> list[str]:
+        """Cases of external cohorts, sorted: tested by the model of every fold, in no fold's training."""
+        return sorted({row.case_id for row in self.rows if row.role == EXTERNAL})
 
     def roles(self) -> dict[str, dict[int, str]]:
         """Role by case and fold."""
@@ -66,7 +72,7 @@ def read_splits(path: str | Path) -> Splits:
             raise InputError(
                 where, f"fold '{record['fold']}' is not a whole number from 0.", "number folds 0, 1, 2 ..."
             )
-        if record["role"] not in ROLES:
+        if record["role"] not in (*ROLES, EXTERNAL):
             raise InputError(
                 where,
                 f"role '{record['role']}' is none of {', '.join(ROLES)}{nearest(record['role'], ROLES)}.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.contracts.cohort import CaseSheet, check_id, read_cases
 from pipeline.contracts.errors import InputError, nearest
+from pipeline.contracts.label_rules import MISSING, Who2021, label_rule
 
 CLASSIFICATION = "classification"
 SURVIVAL = "survival"
@@ -17,19 +18,19 @@ KINDS = (CLASSIFICATION, SURVIVAL)
 PRETRAINING = "pretraining"
 PRETRAIN = "_pretrain"  #: stands for a task's name in paths; no task of a user's can have it
 TIME_UNITS = ("days", "months")
-MISSING = frozenset({"", "na", "n/a", "nan"})  #: cell contents, in any case of letters, that mean "unknown"
 
 
 @dataclass(frozen=True)
 class Task:
     """One entry of ``tasks`` in the config: `label` is a column for classification, `time` and `event` for survival.
 
+    `label` may also be a mapping with ``rule`` and its columns, see `pipeline.contracts.label_rules`.
     Pre-training without labels is `PRETRAINING_TASK`, which no config holds.
     """
 
     name: str
     kind: str
-    label: str | None = None
+    label: str | Mapping[str, Any] | None = None
     time: str | None = None
     event: str | None = None
     time_unit: str = "days"
@@ -60,6 +61,9 @@ class Task:
                 raise InputError(
                     where, f"key '{key}' does not belong to a {self.kind} task.", "remove it, or change kind."
                 )
+        if isinstance(self.label, Mapping):
+            object.__setattr__(self, "label", dict(self.label))
+            label_rule(self.label, where)
         if self.time_unit not in TIME_UNITS:
             raise InputError(
                 where,
@@ -70,7 +74,19 @@ class Task:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the case sheet that this task reads."""
-        return tuple(name for name in (self.label, self.time, self.event) if name)
+        if self.rule is not None:
+            return self.rule.columns
+        return tuple(name for name in (self.label, self.time, self.event) if isinstance(name, str))
+
+    @property
+    def rule(self) -> Who2021 | None:
+        """What derives the label from several columns, None where it stands in one."""
+        return label_rule(self.label, f"config.yaml tasks '{self.name}'") if isinstance(self.label, dict) else None
+
+    @property
+    def label_name(self) -> str:
+        """What a figure calls the label."""
+        return self.name if self.rule is not None else str(self.label or "outcome")
 
 
 PRETRAINING_TASK = Task(PRETRAIN, PRETRAINING)
@@ -127,12 +143,12 @@ def read_labels(cases: str | Path | CaseSheet, task: Task | Mapping[str, Any]) -
 
 
 def _classes(sheet: CaseSheet, task: Task) -> Labels:
-    assert task.label is not None
     label, missing = {}, {}
+    rule = task.rule
     for case_id, row in sheet.rows.items():
-        name = " ".join(row[task.label].split())  # as tables are written: names become columns and fields of them
-        if _unknown(name):
-            missing[case_id] = f"no {task.label}"
+        name, reason = rule.derive(row, f"{sheet.path} (case_id '{case_id}')") if rule else _class(row, task)
+        if reason:
+            missing[case_id] = reason
         else:
             label[case_id] = name
     classes = tuple(sorted(set(label.values())))
@@ -140,10 +156,16 @@ def _classes(sheet: CaseSheet, task: Task) -> Labels:
         found = f"only '{classes[0]}'" if classes else "no value at all"
         raise InputError(
             sheet.path,
-            f"task '{task.name}' needs two classes or more in column '{task.label}', found {found}.",
+            f"task '{task.name}' needs two classes or more in column '{', '.join(task.columns)}', found {found}.",
             "name another column, or remove the task.",
         )
     return Labels(task, classes, label=label, missing=missing)
+
+
+def _class(row: Mapping[str, str], task: Task) -> tuple[str, str]:
+    """(class, "") as the sheet has it, or ("", reason)."""
+    name = " ".join(row[str(task.label)].split())  # as tables are written: names become columns and fields of them
+    return ("", f"no {task.label}") if _unknown(name) else (name, "")
 
 
 def _outcomes(sheet: CaseSheet, task: Task) -> Labels:

@@ -26,7 +26,7 @@ from pathlib import Path
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.expression import read_expression
 from pipeline.contracts.features import Bag, BagSource
-from pipeline.contracts.splits import TEST, read_splits
+from pipeline.contracts.splits import TEST, TRAIN, VAL, read_splits
 from pipeline.contracts.tasks import Task, read_labels
 from pipeline.interop.csv_tables import write_csv
 from pipeline.interop.exporting import CohortTables, ExportRow
@@ -118,7 +118,7 @@ def _write_splits(folder: Path, splits: Path, cases: set[str]) -> None:
     table = read_splits(splits)
     for fold in range(table.n_folds):
         held_out = sorted(set(table.cases(fold, TEST)) & cases)
-        train = sorted({row.case_id for row in table.rows if row.fold == fold and row.role != TEST} & cases)
+        train = sorted({case for role in (TRAIN, VAL) for case in table.cases(fold, role)} & cases)
         longest = max(len(train), len(held_out))
         columns = [ids + [""] * (longest - len(ids)) for ids in (train, held_out)]
         rows = ([i, *pair] for i, pair in enumerate(zip(*columns, strict=True)))

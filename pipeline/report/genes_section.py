@@ -91,7 +91,7 @@ def _task(
         labels = next(iter(cases.factors.values()))
         picture = heatmap(
             values[:, widest], [names[k] for k in widest], [group[names[k]] for k in widest], labels,
-            f"Selected genes by {task.label or 'outcome'}", "genes", cases.order,
+            f"Selected genes by {task.label_name}", "genes", cases.order,
         )  # fmt: skip
         order = "time" if cases.order is not None else "label"
         more = f"The {len(widest)} of largest spread of {len(names)} genes. " if len(widest) < len(names) else ""
@@ -154,7 +154,7 @@ def _cases(run: Run, expression: Expression, task: Task) -> Cases:
     ids = spread(sorted(case for case in labels.cases if case in known), CASES_SHOWN)
     survival = task.kind == SURVIVAL
     outcome = [("died" if labels.event[c] else "censored") if survival else labels.label[c] for c in ids]
-    factors = {("event" if survival else str(task.label)): outcome}
+    factors = {("event" if survival else task.label_name): outcome}
     site = (run.context.config.get("splits") or {}).get("site") or "site"
     sites = [run.cases.rows[case].get(site, "") for case in ids]
     if not any(sites):

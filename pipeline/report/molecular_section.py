@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.contracts import layout
 from pipeline.contracts.files import read_table
 from pipeline.contracts.genes import GROUPS, GeneSelection, read_genes
-from pipeline.contracts.splits import ROLES, Splits, read_splits
+from pipeline.contracts.splits import EXTERNAL, ROLES, Splits, read_splits
 from pipeline.report.genes_section import genes_section
 from pipeline.report.reading import Run
 
@@ -16,11 +16,12 @@ def folds_section(run: Run) -> dict[str, Any] | None:
     splits = run.attempt("folds", lambda: read_splits(layout.splits(run.results)))
     if splits is None:
         return None
-    rows = [{"fold": k, **{role: len(splits.cases(k, role)) for role in ROLES}} for k in range(splits.n_folds)]
+    roles = (*ROLES, EXTERNAL) if splits.external else ROLES
+    rows = [{"fold": k, **{role: len(splits.cases(k, role)) for role in roles}} for k in range(splits.n_folds)]
     chosen = _selections(run, splits)
     return {
         "rows": rows,
-        "roles": ROLES,
+        "roles": roles,
         "n_folds": splits.n_folds,
         "genes": [row for task, selections in chosen.items() for row in _counts(task, selections)],
         "pictures": genes_section(run, splits, chosen),

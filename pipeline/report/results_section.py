@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,8 @@ def results_sections(run: Run) -> list[dict[str, Any]]:
 def _task_section(run: Run, task: Task) -> dict[str, Any]:
     experiments = run.context.experiments(task.name)
     names = [experiment["name"] for experiment in experiments]
-    metrics = _table(run, f"metrics of task {task.name}", layout.evaluation(run.results, task.name))
+    table = _table(run, f"metrics of task {task.name}", layout.evaluation(run.results, task.name))
+    metrics = [_numeric(row) for row in table]
     differences = layout.evaluation(run.results, task.name, "differences")
     folds = {name: _folds(run, task.name, name) for name in names}
     predictions = {name: p for name in names if (p := _predictions(run, task.name, name))}
@@ -45,8 +45,9 @@ def _task_section(run: Run, task: Task) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "experiments": [_experiment_row(x, folds[x["name"]], predictions.get(x["name"])) for x in experiments],
-        "metrics": _pivot([_numeric(row) for row in metrics]),
-        "metrics_figure": _metrics_figure([_numeric(row) for row in metrics], _chance(task, predictions)),
+        "metrics": _pivot(metrics),
+        "metrics_figure": _metrics_figure(metrics, _chance(task, predictions)),
+        "external": sorted({row["cohort"] for row in metrics if row.get("cohort")}),
         "differences": [
             _numeric(row)
             for row in _table(run, f"differences of task {task.name}", differences)
@@ -54,7 +55,7 @@ def _task_section(run: Run, task: Task) -> dict[str, Any]:
         ],
         "figures": _figures(task, predictions),
         "curves": training_curves(run, task.name, names),
-        "confidence": float(metrics[0]["confidence"]) if metrics else 0.95,
+        "confidence": metrics[0]["confidence"] if metrics else 0.95,
     }
 
 
@@ -68,19 +69,19 @@ def _numeric(row: dict[str, str]) -> dict[str, Any]:
     for key in ("value", "difference", "low", "high", "confidence"):
         if key in row:
             values[key] = float(row[key]) if row[key] else math.nan
+    what = {"external-mean": ", cohort {}", "external-folds": ", cohort {}, single models"}
+    values["shown"] = row["experiment"] + what.get(row.get("evaluation", ""), "").format(row.get("cohort"))
     return values | {"metric_name": NAMES.get(row["metric"], row["metric"].replace("_", " "))}
 
 
 def _pivot(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """A row per experiment and a column per metric, and the remarks on undefined or incomplete values."""
+    """A row per experiment and evaluation, a column per metric, and the remarks on undefined or incomplete values."""
     if not rows:
         return None
     names = list(dict.fromkeys(row["metric_name"] for row in rows))
     table: dict[str, dict[str, Any]] = {}
     for row in rows:
-        line = table.setdefault(
-            row["experiment"], {"cells": dict.fromkeys(names), "n_cases": row["n_cases"], "notes": []}
-        )
+        line = table.setdefault(row["shown"], {"cells": dict.fromkeys(names), "n_cases": row["n_cases"], "notes": []})
         line["cells"][row["metric_name"]] = row
         if row["note"] and row["note"] not in line["notes"]:
             line["notes"].append(row["note"])
@@ -98,10 +99,11 @@ def _folds(run: Run, task: str, experiment: str) -> list[FoldRow]:
 
 def _predictions(run: Run, task: str, experiment: str) -> Predictions | None:
     path = layout.predictions(run.results, task, experiment)
-    if Path(left_out_path(path)).exists():
-        for case in (
-            run.attempt(f"cases left out of {task}/{experiment}", lambda: read_left_out(left_out_path(path))) or []
-        ):
+    external = (run.context.config.get("splits") or {}).get("external")
+    for part in ("", "external") if external else ("",):
+        lost = left_out_path(layout.predictions(run.results, task, experiment, part))
+        what = f"cases left out of {task}/{experiment}"
+        for case in (run.attempt(what, lambda lost=lost: read_left_out(lost)) or []) if lost.exists() else []:
             run.skip(f"case {case.case_id} in {task}/{experiment}", case.reason)
     found = run.attempt(f"predictions of {task}/{experiment}", lambda: read_predictions(path))
     return found if found and found.rows else None
@@ -129,6 +131,7 @@ def _chance(task: Task, predictions: dict[str, Predictions]) -> dict[str, float]
 
 def _metrics_figure(rows: list[dict[str, Any]], chance: dict[str, float]) -> Picture | None:
     """A panel per metric with a row per experiment; None when there is nothing to draw."""
+    rows = [row for row in rows if row.get("evaluation") != "external-folds"]
     drawn = [metric for metric in METRICS_DRAWN if any(row["metric"] == metric for row in rows)]
     if not drawn:
         return None
@@ -137,7 +140,7 @@ def _metrics_figure(rows: list[dict[str, Any]], chance: dict[str, float]) -> Pic
         for axis, metric in zip(axes[0], drawn, strict=True):
             mine = [row for row in rows if row["metric"] == metric]
             columns = [[row[key] for row in mine] for key in ("value", "low", "high")]
-            intervals(axis, [row["experiment"] for row in mine], *columns, chance.get(metric, 0.5))
+            intervals(axis, [row["shown"] for row in mine], *columns, chance.get(metric, 0.5))
             axis.set_title(NAMES[metric])
             lowest = np.nanmin([*columns[0], *columns[1], 0.45])
             axis.set_xlim(max(0.0, lowest - 0.04), 1.01)

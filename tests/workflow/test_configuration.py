@@ -10,6 +10,7 @@ import yaml
 
 from models.evaluate import EvaluationParams
 from models.experiment import Experiment
+from models.registry import MODELS, entry
 from pipeline.contracts.cohort import Slide, read_cases, read_slides
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.splits import SplitRow, write_splits
@@ -91,6 +92,28 @@ def test_two_magnifications_and_sources_are_written_out(config):
     pair(config, None)
     del config["experiments"][1]
     assert checked(config)["experiments"][0]["magnification"] == [20, 10]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_can_be_asked_for_with_both_tasks_of_the_demo(config, name):
+    demo = yaml.safe_load((ROOT / "demo/config.yaml").read_text())
+    kinds = {task["name"]: task["kind"] for task in demo["tasks"]}
+    assert set(kinds.values()) == {"classification", "survival"}
+    found = entry(name)
+    before = [*sorted(found.starts_from - {name})[:1], *sorted(found.taught_by)[:1]]
+    asked = [{"name": f"for-{source}", "model": source} for source in before]
+    asked.append({"name": "asked", "model": name, "init_from": [x["name"] for x in asked] or None})
+    sections = {key: demo[key] for key in ("tiles", "encoders", "tasks", "splits")}
+    filled = checked({**config, **sections, "experiments": asked})["experiments"][-1]
+    assert filled["tasks"] == (["_pretrain"] if found.task_free else None)
+    for kind in ["pretraining"] if found.task_free else kinds.values():
+        assert Experiment(**filled).resolved(kind).epochs != 0
+
+
+def test_a_name_of_another_experiments_table_is_refused(config):
+    config["experiments"] = [{"name": name, "model": "snn"} for name in ("a", "a_Slides", "b_slides")]
+    with pytest.raises(InputError, match="'a_slides': a table of experiment 'a' has this name"):
+        checked(config)
 
 
 def test_pretraining_has_no_task_of_the_users(config):
@@ -210,6 +233,26 @@ def test_sheets_that_do_not_fit_each_other(config, slides, cases, expected):
 
 
 @pytest.mark.parametrize(
+    ("external", "genes", "expected"),
+    [
+        ("C", {}, "no case of cases.tsv has cohort 'C'"),
+        (["B"], {"centre": "cohort"}, "config.yaml genes.unseen_cohort"),
+        ([], {}, "splits.external"),
+        (["A"], {"centre": "cohort", "unseen_cohort": "itself"}, ""),
+    ],
+)
+def test_external_cohorts_are_checked_before_any_job(config, external, genes, expected):
+    Path("slides.tsv").write_text("slide_id\tcase_id\tpath\ns\tX\ts\n")
+    Path("cases.tsv").write_text("case_id\tgrade\tcohort\nX\tG2\tA\nY\tG3\tB\n")
+    config.update(splits={"external": external}, genes=genes)
+    if not expected:
+        return check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
+    with pytest.raises(InputError) as caught:
+        check_cohort(checked(config), read_slides("slides.tsv"), read_cases("cases.tsv"))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("target", "expected"),
     [
         ("nowhere.png", "'nowhere.png' is neither builtin, cohort, a slide of the sheet nor a file"),
@@ -245,6 +288,8 @@ def test_a_ledger_that_was_edited_after_the_folds_were_made(tmp_path):
     write_splits(ledger, [dataclasses.replace(row, fold=1 - row.fold) for row in rows])
     with pytest.raises(InputError, match=r"1 cases have other folds.*clean --stage splits"):
         check_ledger(ledger, splits)
+    write_splits(splits, [dataclasses.replace(row, role="external") for row in rows[:2]])
+    check_ledger(ledger, splits)
 
 
 def test_the_unedited_config_names_the_next_step(tmp_path):

@@ -43,7 +43,7 @@ def test_the_cohort_as_target(cohort):
     add_slide(cohort, "late")
     assert cohort.planned("features") == sorted(
         ["join_cohort", f"check_slides {BATCH}", f"detect_tissue {BATCH}", f"tile_slides {BATCH}",
-         f"fit_stains {BATCH}", f"embed_tiles tiny {BATCH}", "index_features tiny", "features"]
+         f"fit_stains {BATCH}", f"embed_tiles {BATCH}", "index_features tiny", "features"]
     ), "the target is not made again"  # fmt: skip
     before = cohort.stamps(FEATURES)
     cohort.snakemake("features")
@@ -53,7 +53,7 @@ def test_the_cohort_as_target(cohort):
 
     assert main(["clean", "--stage", "target", "--results", str(cohort.results)]) == 0
     again = ("--forcerun", "choose_stain_target")
-    planned = ["choose_stain_target", f"embed_tiles tiny {BATCH}", "index_features tiny", "features"]
+    planned = ["choose_stain_target", f"embed_tiles {BATCH}", "index_features tiny", "features"]
     assert cohort.planned("features", *again) == sorted(planned)
     cohort.snakemake("results/stain/_target/target.json")
     assert read_target_file(target).slides == tuple(sorted({*made.slides, "late"}))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(workflow.basedir))
 from models.registry import CLINICAL_COLUMNS
 from pipeline.contracts import layout
 from pipeline.contracts.layout import RESULTS
-from pipeline.contracts.cohort import batches, read_cases, read_slides
+from pipeline.contracts.cohort import COHORT, PATIENT, batches, read_cases, read_slides
 from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
 from pipeline.contracts.expression_tables import table_sources
@@ -17,7 +17,7 @@ from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.slide_files import files_of_slide, is_remote
 from pipeline.contracts.slide_types import select_types
 from pipeline.contracts.stain_targets import target_kind
-from pipeline.contracts.tasks import PRETRAIN, PRETRAINING
+from pipeline.contracts.tasks import PRETRAIN, PRETRAINING, Task
 from workflow.configuration import check_cohort, checked
 from workflow.ledger import check_ledger
 
@@ -46,6 +46,7 @@ ADOPTED = [slug for slug, encoder in ENCODERS.items() if encoder["weights"] == I
 EMBEDDED = [slug for slug in ENCODERS if slug not in ADOPTED]
 READS_SLIDES = bool(EMBEDDED) or not ENCODERS
 EXPERIMENTS = {experiment["name"]: experiment for experiment in config["experiments"]}
+EXTERNAL = bool(config["splits"]["external"])
 FOLDS = list(range(config["splits"]["folds"]))
 RUNS = [(task, name) for name, x in EXPERIMENTS.items() for task in x["tasks"] or TASKS]  # pre-training among them
 PREDICTED = [(task, name) for task, name in RUNS if task != PRETRAIN]
@@ -239,14 +240,14 @@ def column_values(columns):
     return digest_of([[case, *(row.get(c, "") for c in columns)] for case, row in sorted(CASES.rows.items())])
 
 
-def patient_values(wildcards):
-    return column_values(["patient_id"])
+def grouping_values(wildcards):
+    """The columns of the case sheet by which evaluation groups cases."""
+    return column_values([PATIENT, COHORT] if EXTERNAL else [PATIENT])
 
 
 def label_values(wildcards):
     """The label columns of one task, so that a changed covariate retrains nothing."""
-    task = ALL_TASKS[wildcards.task]
-    return column_values([task[key] for key in ("label", "time", "event") if key in task])
+    return column_values(Task(**ALL_TASKS[wildcards.task]).columns)
 
 
 def covariate_values(wildcards):

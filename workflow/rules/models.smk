@@ -31,9 +31,16 @@ rule predict_cases:
         trained=rules.train_model.output.index,
     output:
         table=layout.predictions(RESULTS, "{task}", "{experiment}"),
-        left_out=layout.predictions(RESULTS, "{task}", "{experiment}_left_out"),
+        left_out=layout.predictions(RESULTS, "{task}", "{experiment}", "left_out"),
+        slides=[layout.predictions(RESULTS, "{task}", "{experiment}", "slides")] if SLIDES else [],
+        external=[layout.predictions(RESULTS, "{task}", "{experiment}", "external")] if EXTERNAL else [],
+        external_left_out=(
+            [layout.predictions(RESULTS, "{task}", "{experiment}", "external_left_out")] if EXTERNAL else []
+        ),
     log:
         "logs/predict_cases/{task}/{experiment}.log",
+    wildcard_constraints:
+        experiment=one_of(EXPERIMENTS),
     conda:
         "../../envs/torch.yaml"
     resources:
@@ -52,6 +59,9 @@ rule predict_cases:
 rule evaluate_task:
     input:
         predictions=lambda w: [layout.predictions(RESULTS, w.task, x) for x in experiments_of(w.task)],
+        external=lambda w: [
+            layout.predictions(RESULTS, w.task, x, "external") for x in experiments_of(w.task) if EXTERNAL
+        ],
     output:
         metrics=layout.evaluation(RESULTS, "{task}"),
         differences=layout.evaluation(RESULTS, "{task}", "differences"),
@@ -63,7 +73,7 @@ rule evaluate_task:
         revision=REVISIONS["evaluation"],
         section=config["evaluation"],
         task=lambda wildcards: TASKS[wildcards.task],
-        patients=patient_values,
+        grouping=grouping_values,
         sheet=config["inputs"]["cases"],
     script:
         "../scripts/evaluate_task.py"

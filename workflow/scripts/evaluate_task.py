@@ -14,4 +14,5 @@ with job(snakemake):
         snakemake.output.differences,
         EvaluationParams(**snakemake.params.section),
         snakemake.params.sheet,
+        {Path(path).stem.removesuffix("_external"): path for path in snakemake.input.external},
     )

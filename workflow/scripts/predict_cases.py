@@ -1,4 +1,4 @@
-"""Predict every case with the model of the fold in which it is held out."""
+"""Predict every case with the model of the fold in which it is held out, external ones with that of every fold."""
 
 from pathlib import Path
 
@@ -14,4 +14,6 @@ with job(snakemake):
         Inputs.from_named(snakemake.input, snakemake.params.sheet),
         Path(snakemake.input.trained).parent,
         snakemake.output.table,
+        slides_out=next(iter(snakemake.output.slides), None),
+        external_out=next(iter(snakemake.output.external), None),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,14 @@ from models.evaluate import EvaluationParams, evaluate_task
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import read_table, write_table
 from pipeline.contracts.predictions import (
+    ENSEMBLE,
     ClassPrediction,
     LeftOut,
     SurvivalPrediction,
     left_out_path,
     write_class_predictions,
     write_left_out,
+    write_predictions,
     write_survival_predictions,
 )
 from tests.toy_cohort import GRADE, SURVIVAL
@@ -124,3 +128,35 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
 def test_parameters_are_checked(params):
     with pytest.raises(InputError, match=r"config\.yaml evaluation"):
         EvaluationParams(**params)
+
+
+def test_external_cohorts_have_rows_of_their_own(tmp_path):
+    """Cohort X: two folds of opposite quality, so that their mean is right; cohort Y: one case, AUC is undefined."""
+    inside, outside = classes(tmp_path / "a.tsv"), tmp_path / "a_external.tsv"
+    rows = []
+    for case, label in (("X0", "A"), ("X1", "A"), ("X2", "B"), ("X3", "B"), ("Y0", "B")):
+        good, poor = ((0.9, 0.1), (0.4, 0.6)) if label == "A" else ((0.1, 0.9), (0.6, 0.4))
+        for fold, p in ((0, good), (1, poor), (ENSEMBLE, tuple(np.mean([good, poor], axis=0)))):
+            rows.append(ClassPrediction(case, fold, p, label, "AB"[int(np.argmax(p))]))
+    write_predictions(outside, ("A", "B"), rows)
+    write_left_out(left_out_path(outside), [LeftOut("X9", ENSEMBLE, "no RNA")])
+    cohort_of = {**{f"C{k}": "own" for k in range(60)}, **{f"X{k}": "X" for k in (0, 1, 2, 3, 9)}, "Y0": "Y"}
+    sheet = [{"case_id": case, "cohort": name} for case, name in cohort_of.items()]
+    write_table(tmp_path / "cases.tsv", ["case_id", "cohort"], sheet)
+    evaluate_task(
+        GRADE, {"a": inside, "b": inside}, tmp_path / "e.tsv", tmp_path / "d.tsv", EvaluationParams(50),
+        tmp_path / "cases.tsv", {"a": outside, "b": outside},
+    )  # fmt: skip
+    table, differences = read_table(tmp_path / "e.tsv"), read_table(tmp_path / "d.tsv")
+    found = {(r["evaluation"], r["cohort"], r["metric"]): r for r in table if r["experiment"] == "a"}
+    parts = {("out-of-fold", ""), *product(("external-mean", "external-folds"), "XY")}
+    assert {key[:2] for key in found} == parts
+    mean, single = found["external-mean", "X", "auc"], found["external-folds", "X", "auc"]
+    assert (mean["value"], single["value"]) == ("1.0", "0.5")
+    assert (mean["n_cases"], single["n_cases"], single["n_folds"], single["n_left_out"]) == ("4", "4", "2", "1")
+    assert found["external-folds", "X", "accuracy"]["value"] == "0.5"
+    assert [found["external-mean", "Y", metric]["value"] for metric in ("auc", "accuracy")] == ["", "1.0"]
+    pairs = {(r["evaluation"], r["cohort"]) for r in differences}
+    assert pairs == {("out-of-fold", ""), ("external-mean", "X"), ("external-mean", "Y")}
+    alone, _ = evaluated(tmp_path, GRADE, {"a": inside}, bootstrap=50)
+    assert alone == [r for r in table if (r["experiment"], r["evaluation"]) == ("a", "out-of-fold")]

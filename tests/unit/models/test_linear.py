@@ -10,7 +10,7 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.util import Surv
 
 from models.batch import Batch, Sizes, Targets
-from models.linear import STRENGTHS, Linear, LinearConfig, cox_loss, fit_cox
+from models.linear import STRENGTHS, Linear, LinearConfig, RiskSets, cox_loss, fit_cox
 from models.survival import Intervals
 
 
@@ -70,6 +70,24 @@ def test_more_genes_than_cases_is_at_a_minimum(rng):
     for direction in (rng.normal(size=200), np.eye(200)[7]):
         slope = (loss(beta + 1e-5 * direction) - loss(beta - 1e-5 * direction)) / 2e-5
         assert abs(slope) < 1e-4 * np.abs(direction).sum()
+
+
+def test_cox_loss_and_its_slope_by_hand():
+    """Risk 0, ln 2, ln 3; the first two die together at time 1 (Breslow), the last is censored at 2."""
+    risk, time, event = np.log([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 2.0]), np.array([1, 1, 0])
+    assert cox_loss(risk, time, event) == pytest.approx(2 * np.log(6) - np.log(2))
+    sets = RiskSets(time, event)
+    np.testing.assert_allclose(sets.deaths @ sets.shares(risk) - sets.event, [2 / 6 - 1, 4 / 6 - 1, 6 / 6])
+    assert cox_loss(risk, time, np.zeros(3)) == 0
+
+
+def test_cox_slope_against_finite_differences(rng):
+    risk, time, event = rng.normal(size=12), rng.integers(1, 6, 12).astype(float), rng.integers(0, 2, 12)
+    sets = RiskSets(time, event)
+    slope = sets.deaths @ sets.shares(risk) - sets.event
+    for case, side in enumerate(np.eye(12) * 1e-6):
+        numeric = (cox_loss(risk + side, time, event) - cox_loss(risk - side, time, event)) / 2e-6
+        assert numeric == pytest.approx(slope[case], rel=1e-6, abs=1e-8)
 
 
 def test_cox_survives_extreme_values():

@@ -52,15 +52,15 @@ def numeric_gradient(function, x, step=1e-6):
     return gradient
 
 
-@pytest.mark.parametrize("kind", ["survival", "classification"])
-def test_gradients_against_finite_differences(kind):
+@pytest.mark.parametrize(("kind", "smoothing"), [("survival", 0), ("classification", 0), ("classification", 0.1)])
+def test_gradients_against_finite_differences(kind, smoothing):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     targets = Targets(label=torch.tensor([0, 2, 1, 1, 0]))
     weights = torch.tensor([1.0, 2.5, 4.0])
     if kind == "survival":
         targets = Targets(interval=torch.tensor([0, 2, 1, 1, 0]), event=torch.tensor([1, 0, 1, 0, 0]))
-    objective = Objective(kind, weights if kind == "classification" else None)
+    objective = Objective(kind, weights if kind == "classification" else None, smoothing)
     variable = logits.clone().requires_grad_()
     mean(objective(variable, targets)).backward()
     expected = numeric_gradient(lambda x: mean(objective(x, targets)), logits)
@@ -74,6 +74,16 @@ def test_cross_entropy_is_the_weighted_mean_over_any_batches():
     parts = [cross_entropy(logits[s], label[s], weight) for s in (slice(0, 2), slice(2, 9))]
     total = sum(p[0] for p in parts) / sum(p[1] for p in parts)
     torch.testing.assert_close(total, torch.nn.functional.cross_entropy(logits, label, weight))
+
+
+def test_label_smoothing_by_hand():
+    """Specification of MIRROR, section 10: 0.9 (-ln p_y) + 0.1 times the mean over classes."""
+    logits, label = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]]), torch.tensor([0, 2])
+    nlog = -logits.log_softmax(dim=1)
+    expected = [0.9 * row[y] + 0.1 * row.mean() for row, y in zip(nlog, label, strict=True)]
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    top, bottom = Objective("classification", weight, 0.1)(logits, Targets(label=label))
+    torch.testing.assert_close(top / bottom, (1 * expected[0] + 3 * expected[1]) / 4)
 
 
 def test_class_weights_are_largest_count_over_count():

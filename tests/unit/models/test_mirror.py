@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,10 @@ def side_by_side(cases: list[Batch], length: int) -> Batch:
     tiles = padded("features", 1e6), padded("mask", False), padded("slide", -1), padded("cell", 0)
     genes = torch.cat([c.genes["all"] for c in cases])
     return Batch(tuple(c.case_ids[0] for c in cases), yes, yes, *tiles, genes={"all": genes})
+
+
+def in_double(batch: Batch) -> Batch:
+    return replace(batch, features=batch.features.double(), genes={"all": batch.genes["all"].double()})
 
 
 class TestLosses:
@@ -253,6 +258,49 @@ class TestPretraining:
             found.append(self.gradient_of(model, name, last))
         assert not torch.allclose(*found, rtol=1e-3)
 
+    def test_no_backward_pass_through_targets_changes_no_gradient(self, monkeypatch):
+        """Masked tiles' tokens are constants of the loss; what is left out of the backward pass was zero."""
+        found = []
+        for hint in (MirrorPretraining._unlearnt, lambda self, mask: None):
+            monkeypatch.setattr(MirrorPretraining, "_unlearnt", hint)
+            model = pretraining(dropout=0.0).train().double()
+            torch.manual_seed(2)
+            outputs = model(in_double(self.batch()))
+            sum(outputs.losses.values()).backward()
+            found.append([*outputs.losses.values(), *(p.grad for p in model.parameters())])
+        for saved, whole in zip(*found, strict=True):
+            torch.testing.assert_close(saved, whole, rtol=1e-9, atol=1e-12)
+
+    def test_a_step_against_finite_differences(self):
+        """The derivative of all losses together, along a random direction in all parameters."""
+        model, rng = pretraining(dropout=0.0, detach_targets=False).eval().double(), torch.Generator().manual_seed(12)
+        batch, parameters = in_double(self.batch()), list(model.parameters())
+
+        def total() -> torch.Tensor:
+            torch.manual_seed(3)  # the same masks and draws of the codes
+            return sum(model(batch).losses.values())
+
+        direction = [torch.randn(p.shape, generator=rng, dtype=torch.float64) for p in parameters]
+        slope = sum((g * d).sum() for g, d in zip(torch.autograd.grad(total(), parameters), direction, strict=True))
+        ends = []
+        for step in (1e-7, -2e-7):
+            with torch.no_grad():
+                for p, d in zip(parameters, direction, strict=True):
+                    p.add_(d, alpha=step)
+                ends.append(float(total()))
+        assert (ends[0] - ends[1]) / 2e-7 == pytest.approx(float(slope), rel=1e-4)
+
+    def test_hand_worked_retention_style_and_clusters(self):
+        mask = torch.tensor([[1.0, 0.0]])
+        prediction, target = torch.tensor([[[1.0, 3.0], [9.0, 9.0]]]), torch.zeros(1, 2, 2)
+        assert float(masked_error(prediction, target, mask)) == pytest.approx((1 + 9) / 2)
+        assert float(masked_error(prediction[:, 0], target[:, 0], mask)) == pytest.approx(1)
+        mean, log_variance = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, math.log(3)]])
+        assert float(style_divergence(mean, log_variance)) == pytest.approx((4 + 3 - 1 - math.log(3)) / 2)
+        p, q = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+        expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5) + 0.5 * math.log(1 / 1.5) + 0.5 * math.log(2)) / 2
+        assert float(cluster_divergence(p, q)) == pytest.approx(expected)
+
     def test_renormalised_embeddings_are_cosines(self):
         slides, rna = torch.randn(2, 4, 48)
         for part in pretraining().aligned(slides, rna):
@@ -290,12 +338,10 @@ class TestPretraining:
         read = sequences(batch, model.config, draw=False)
         with torch.no_grad():
             encoded = [model.slide(r) for r in read]
-            torch.manual_seed(3)
-            found = model.slide_loss(read, encoded)
-            torch.manual_seed(3)
+            masks = [random_mask(tokens.shape[:2], 0.75, torch.device("cpu")) for _, tokens in encoded]
+            found = model.slide_loss(read, encoded, masks)
             errors = []
-            for sequence, (first, tokens) in zip(read, encoded, strict=True):
-                mask = random_mask(tokens.shape[:2], 0.75, torch.device("cpu"))
+            for sequence, (first, tokens), mask in zip(read, encoded, masks, strict=True):
                 guess = model.slide_retention(first, tokens, mask, sequence.cell)
                 errors += (guess - tokens).square().mean(dim=2)[mask.bool()].tolist()
         assert len(errors) == 9 + 7 + 15 and float(found) == pytest.approx(np.mean(errors), rel=1e-5)
@@ -498,6 +544,17 @@ def test_genes_must_be_those_of_pretraining(models, tmp_path):
         values[0] *= 1.1
     row = run(PROBE, GRADE, toy.write(tmp_path / "other"), models)[0]
     assert row.status == "failed" and "genes and their scaling" in row.reason
+
+
+@pytest.mark.parametrize("task", [GRADE, SURVIVAL], ids=lambda t: t.name)
+def test_labels_are_smoothed_in_training_only(pretrained, models, task):
+    losses = []
+    for share in (0.1, 0.0):
+        run(replace(PROBE, epochs=1, lr=1e-9, params=SMALL | {"label_smoothing": share}), task, pretrained[0], models)
+        losses.append(read_table(models / "probe/fold0/history.tsv")[0])
+    assert float(losses[0]["val_loss"]) == pytest.approx(float(losses[1]["val_loss"]), rel=1e-6)
+    assert (losses[0]["task_loss"] == losses[1]["task_loss"]) == (task is SURVIVAL)
+    assert Mirror.Config().label_smoothing == 0.1
 
 
 def test_what_is_refused():

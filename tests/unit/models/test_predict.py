@@ -17,7 +17,13 @@ from models.registry import MODELS as REGISTERED
 from models.registry import model_class
 from models.train import train_folds
 from pipeline.contracts.errors import FormatError, InputError
-from pipeline.contracts.predictions import LeftOut, left_out_path, read_left_out, read_predictions
+from pipeline.contracts.predictions import (
+    LeftOut,
+    left_out_path,
+    read_left_out,
+    read_predictions,
+    read_slide_predictions,
+)
 from tests.toy_cohort import GRADE, SMALL_PARAMS, SURVIVAL, make_toy
 
 MODELS = tuple(name for name, entry in REGISTERED.items() if not entry.task_free)
@@ -28,14 +34,16 @@ def run(toy, task, folder: Path, model: str, **changes):
     settings = {"epochs": 2, "batch_size": 5, "lr": 1e-3, "params": SMALL_PARAMS.get(model, {}), **changes}
     made = Experiment(**{"name": model, "model": model, **settings})
     train_folds(made, task, inputs, folder / "models", folder / "models" / "index.tsv", device="cpu")
-    left_out = predict_folds(made, task, inputs, folder / "models", folder / "p.tsv", device="cpu")
+    left_out = predict_folds(
+        made, task, inputs, folder / "models", folder / "p.tsv", device="cpu", slides_out=folder / "s.tsv"
+    )
     return inputs, left_out, read_predictions(folder / "p.tsv")
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_case_once_by_the_fold_that_holds_it_out(tmp_path, model):
-    toy = make_toy(pair=REGISTERED[model].magnifications == 2)
-    _, left_out, table = run(toy, GRADE, tmp_path, model)
+    toy = make_toy(n=15, pair=REGISTERED[model].magnifications == 2)
+    _, left_out, table = run(toy, GRADE, tmp_path, model, epochs=1)
     held_by = {r.case_id: r.fold for r in toy.splits if r.role == "test"}
     assert {row.case_id: row.fold for row in table.rows} == held_by and not left_out
     assert table.classes == ("G2", "G3", "G4")
@@ -47,8 +55,8 @@ def test_every_case_once_by_the_fold_that_holds_it_out(tmp_path, model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_survival_tables(tmp_path, model):
-    toy = make_toy(pair=REGISTERED[model].magnifications == 2)
-    _, _, table = run(toy, SURVIVAL, tmp_path, model)
+    toy = make_toy(n=15, pair=REGISTERED[model].magnifications == 2)
+    _, _, table = run(toy, SURVIVAL, tmp_path, model, epochs=1)
     assert len(table.rows) == len(toy.cases)
     for row in table.rows:
         assert all(0 <= b <= a <= 1 for a, b in zip((1.0, *row.survival), row.survival, strict=False))
@@ -173,3 +181,44 @@ def test_another_magnification_is_refused(tmp_path):
     index.write_text(index.read_text().replace("\t10\t", "\t20\t"))
     with pytest.raises(InputError, match="at 20x, but it was trained at 10x"):
         predict_cases(checkpoint, Cohort(inputs.features_index), ["C00"])
+
+
+def values(row):
+    return row.probability if hasattr(row, "probability") else (row.risk, *row.survival)
+
+
+@pytest.mark.parametrize(("model", "task"), [("abmil", GRADE), ("concat", SURVIVAL), ("meanpool", GRADE)])
+def test_slides_of_a_model_of_whole_cases(tmp_path, model, task):
+    """A case's only slide is predicted as the case; one of several as if it were the case's only one."""
+    toy = make_toy()
+    _, _, table = run(toy, task, tmp_path, model)
+    classes, slides = read_slide_predictions(tmp_path / "s.tsv")
+    assert classes == table.classes and {s.slide_id for s in slides} == set(toy.slides)
+    whole = {row.case_id: row for row in table.rows}
+    assert all(s.trained_on == "case" and s.row.fold == whole[s.row.case_id].fold for s in slides)
+    assert {s.n_slides for s in slides} == {1, 2}
+    assert all(s.row == whole[s.row.case_id] for s in slides if s.n_slides == 1)
+    chosen = next(s for s in slides if s.slide_id.endswith("S1"))
+    case, *bag = toy.slides[chosen.slide_id]
+    toy.slides = {f"{case}-S0": (case, *bag), **{s: v for s, v in toy.slides.items() if v[0] != case}}
+    alone = toy.write(tmp_path / "alone")
+    checkpoint = read_checkpoint(tmp_path / "models" / f"fold{chosen.row.fold}" / "checkpoint.pt")
+    cohort = Cohort(alone.features_index, None, alone.expression)
+    outcomes, _ = predict_cases(checkpoint, cohort, [case])
+    found = outcomes[0].probability if task == GRADE else (outcomes[0].risk, *outcomes[0].survival)
+    assert values(chosen.row) == tuple(found) != values(whole[case])
+
+
+def test_slides_of_a_model_of_single_slides_average_to_their_case(tmp_path):
+    toy = make_toy()
+    _, _, table = run(toy, SURVIVAL, tmp_path, "abmil", reference=True, params={"fixed_length": 36})
+    _, slides = read_slide_predictions(tmp_path / "s.tsv")
+    assert {s.trained_on for s in slides} == {"slide"} and len(slides) == len(toy.slides)
+    for row in table.rows:
+        each = [values(s.row) for s in slides if s.row.case_id == row.case_id]
+        np.testing.assert_allclose(values(row), np.mean(each, axis=0), rtol=1e-9)
+
+
+def test_a_model_of_genes_has_no_row_per_slide(tmp_path):
+    run(make_toy(), GRADE, tmp_path, "linear")
+    assert read_slide_predictions(tmp_path / "s.tsv") == (("G2", "G3", "G4"), [])

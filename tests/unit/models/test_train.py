@@ -11,9 +11,12 @@ import pytest
 import torch
 
 import models.train as train_module
+from models.batch import Batch, Sizes, Targets
 from models.checkpoint import read_checkpoint, write_checkpoint
 from models.experiment import Experiment
+from models.losses import Objective
 from models.registry import MODELS as REGISTERED
+from models.snn import Snn, SnnConfig
 from models.train import exhausted, fold_seed, train_folds
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.files import read_table
@@ -41,9 +44,9 @@ def artefacts(out: Path, fold: int) -> list[bytes]:
 @pytest.mark.parametrize("model", ALL_MODELS)
 def test_held_out_inputs_leave_no_trace(tmp_path, model, task):
     """Every input of the fold's test cases is replaced: RNA, features, tile places, label, time, event."""
-    toy = make_toy(folds=2, pair=REGISTERED[model].magnifications == 2)
+    toy = make_toy(n=15, folds=2, pair=REGISTERED[model].magnifications == 2)
     before = tmp_path / "before"
-    made = experiment(model, epochs=2)
+    made = experiment(model, epochs=1)
     rows = train(made, task, toy.write(before / "data"), before / "out")
     assert [row.status for row in rows] == ["ok", "ok"]
     rng = np.random.default_rng(99)
@@ -185,6 +188,21 @@ def test_a_fault_in_the_second_epoch(tmp_path, monkeypatch, fault):
     rows = train(experiment("snn"), GRADE, inputs, tmp_path / "o")
     assert rows[0].status == "failed" and "loss is nan in epoch 2" in rows[0].reason
     assert rows[1].status == "ok" and len(calls) == 5
+
+
+def test_autocast_rounds_the_weights_of_every_step():
+    """An epoch of two steps ends where two epochs of one end: no step computes with weights of the one before."""
+    batch = Batch(("a", "b"), *[torch.ones(2, dtype=torch.bool)] * 2, genes={"all": torch.randn(2, 6)})
+    data, ends = [(batch, Targets(label=torch.tensor([0, 1])))] * 2, []
+    for epochs in ([data], [data[:1], data[1:]]):
+        torch.manual_seed(0)
+        model = Snn(SnnConfig(dropout=0.0), Sizes(0, {"all": 6}, 2, "classification"))
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for part in epochs:
+            autocast = torch.autocast("cpu", torch.bfloat16)
+            train_module.train_epoch(model, Objective("classification"), part, optimiser, [0.1] * len(part), autocast)
+        ends.append(list(model.state_dict().values()))
+    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
 
 
 def test_cases_without_a_modality_or_label_are_left_out_and_said(tmp_path):

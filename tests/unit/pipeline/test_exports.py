@@ -149,6 +149,11 @@ def test_survpath(run, tmp_path):
     folds = [pd.read_csv(root / f"splits/tcga_x/splits_{fold}.csv") for fold in (0, 1)]
     assert [list(f["train"].dropna()) for f in folds] == [["c1"], ["c2"]], "cases without a slide are in no fold"
     assert [list(f["val"].dropna()) for f in folds] == [["c2"], ["c1"]]
+    roles |= {("c2", fold): "external" for fold in (0, 1)}
+    write_splits(layout.splits("results"), [SplitRow(case, fold, role) for (case, fold), role in roles.items()])
+    assert export("survpath", "--magnification", 10, "--study", "tcga_x") == 0
+    folds = [pd.read_csv(root / f"splits/tcga_x/splits_{fold}.csv") for fold in (0, 1)]
+    assert [list(f["train"].dropna()) for f in folds] == [["c1"], []], "an external case is in no fold"
 
 
 def test_survpath_needs_outcomes(run, capsys):

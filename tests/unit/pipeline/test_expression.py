@@ -535,7 +535,7 @@ def test_a_unit_that_cannot_be_told_must_be_declared():
         ("zscore", np.log2(transcriptome() + 1), r"no value is negative"),
         ("zscore", np.log2(transcriptome(n_cases=12) + 0.001), r"the genes are not centred .*declare log2"),
         ("log2", np.random.default_rng().normal(0, 1, (500, 200)), r"standard deviation near 1 .*declare zscore"),
-        ("tpm", transcriptome(16000) / 1e4, r"half of the samples sum to .* over 16000 genes"),
+        ("tpm", (lambda x: x / x.max() * 100)(transcriptome(16000)), r"half of the samples sum to .* over 16000 genes"),
         ("fpkm", (lambda x: x / x.sum(0) * 1e6)(transcriptome()), r"every sample sums to a million.*declare tpm"),
         ("fpkm_uq", np.rint(transcriptome()), r"unit fpkm_uq, but all values are whole numbers"),
     ],

@@ -16,9 +16,10 @@ from pipeline.contracts.batches import EXCLUDED, FAILED, OK, VOID, BatchRow, wri
 from pipeline.contracts.cohort import batches, read_slides
 from pipeline.contracts.expression import Expression, write_expression
 from pipeline.contracts.features import BagRecord, write_index
-from pipeline.contracts.files import write_table, write_text
+from pipeline.contracts.files import read_table, write_table, write_text
 from pipeline.contracts.genes import GeneSelection, write_genes
 from pipeline.contracts.predictions import (
+    ENSEMBLE,
     ClassPrediction,
     LeftOut,
     SurvivalPrediction,
@@ -332,6 +333,24 @@ def test_results_are_there(run: Path) -> None:
     assert ["snn", "8", "\u2013 \u2013 to \u2013", "0.712 0.600 to 0.800", "no such case"] in page.rows
     assert ["snn", "fuse", "AUC", "-0.046", "-0.200 to 0.100", "6"] in page.rows
     assert "90 % bootstrap" in page.text
+
+
+def test_external_cohorts_are_shown_apart(run: Path) -> None:
+    path = layout.evaluation(run, "survival")
+    rows = read_table(path)
+    rows += [{**rows[0], "value": value} for value in ("0.66", "0.55")]
+    for row, part in zip(rows, ("out-of-fold", "external-mean", "external-folds"), strict=True):
+        row |= {"evaluation": part, "cohort": "" if part == "out-of-fold" else "CGGA"}
+    write_table(path, list(rows[0]), rows)
+    lost = left_out_path(layout.predictions(run, "survival", "snn", "external"))
+    write_left_out(lost, [LeftOut("far", ENSEMBLE, "no RNA there")])
+    page = build({**CONFIG, "splits": {"external": "CGGA"}})
+    assert [row[0] for row in page.rows if row[1:2] == ["8"] and row[0].startswith("snn")][:3] == [
+        "snn", "snn, cohort CGGA", "snn, cohort CGGA, single models",
+    ]  # fmt: skip
+    assert "Cases of CGGA took part in no training" in page.text and "no RNA there" in page.text
+    text = build().text
+    assert "no RNA there" not in text, "left over from an earlier run"
 
 
 def test_folds_that_lack_something_are_shown(run: Path) -> None:

@@ -177,7 +177,7 @@ def test_sites_stay_whole_in_the_test_sets(folds):
         ({"site": "nowhere"}, "column 'nowhere' of splits.site is missing"),
         ({"folds": 1}, "splits.folds: 1 is not"),
         ({"validation": 0.9}, "splits.validation"),
-        ({"external": "x.tsv"}, "not supported yet"),
+        ({"external": "elsewhere"}, "needs column 'cohort', which is missing"),
     ],
 )
 def test_impossible_parameters(folds, change, message):
@@ -308,3 +308,63 @@ def test_validation_quota_counts_old_cases_and_looks_at_the_labels(folds):
     new = [case for case in splits.cases(0, "val") if case.startswith("b")]
     # 40 new cases do not test in fold 0. Their own quota is 6; the surplus of the old ones takes some, not all of it.
     assert 0 < len(new) < 6
+
+
+def two_cohorts(n=40):
+    return {case: {**row, "cohort": "AB"[i % 4 == 3]} for i, (case, row) in enumerate(cohort(n).items())}
+
+
+def test_external_cohorts_have_that_role_in_every_fold_and_no_say_in_the_others(folds):
+    rows = two_cohorts()
+    inside = {case for case, row in rows.items() if row["cohort"] == "A"}
+    splits = folds.run(rows, folds=3, external="B")
+    assert splits.external == sorted(set(rows) - inside)
+    for case, roles in splits.roles().items():
+        expected = {"external"} if case not in inside else {"train", "val", "test"}
+        assert set(roles) == {0, 1, 2} and set(roles.values()) <= expected
+    assert set(read_splits(folds.ledger).roles()) == inside
+    alone = Folds(folds.folder / "alone")
+    alone.folder.mkdir()
+    assert alone.run({case: rows[case] for case in rows if case in inside}, folds=3).roles() == {
+        case: roles for case, roles in splits.roles().items() if case in inside
+    }
+
+
+def test_a_cohort_becomes_external_and_comes_back(folds):
+    rows = two_cohorts()
+    before = folds.run(rows, folds=3).roles()
+    ledger = folds.ledger.read_bytes()
+    out = folds.run(rows, folds=3, external=["B"])
+    assert len(out.external) == 10 and folds.ledger.read_bytes() == ledger
+    assert "10 cases of" in folds.notes[0].problem and "do not count" in folds.notes[0].problem
+    assert folds.run(rows, folds=3).roles() == before
+
+
+def test_external_cohorts_without_labels_or_events_are_noted(folds):
+    rows = two_cohorts()
+    for row in rows.values():
+        if row["cohort"] == "B":
+            row |= {"grade": "", "dead": "0"}
+    folds.run(rows, folds=3, external="B")
+    notes = [(note.task, note.role, note.problem) for note in folds.notes if note.role == "external"]
+    assert notes == [
+        ("grade", "external", "no case with a label in cohort B"), ("os", "external", "no event in cohort B"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("external", "change", "message"),
+    [
+        ("b", {}, "no case of cases.tsv has cohort 'b'.*choose from A, B"),
+        (["A", "B"], {}, "every case is of an external cohort"),
+        ("B", {"patient_id": "p"}, "patient p: case case0003 is of an external cohort, case case0000 is not"),
+    ],
+)
+def test_external_cohorts_that_cannot_be(folds, external, change, message):
+    rows = two_cohorts(8)
+    for case in ("case0000", "case0003"):
+        rows[case] |= change
+    for row in rows.values():
+        row.setdefault("patient_id", "")
+    with pytest.raises(InputError, match=message):
+        folds.run(rows, folds=2, external=external)
