@@ -271,7 +271,7 @@ class _Filling:
     def _batch(self, batch: int) -> TileBatch:
         rows = batch * self._batch_size + np.arange(self._counts[batch])
         pixels = self._pixels.pop(batch)
-        failed = tuple((int(row), self._failed.pop(int(row))) for row in rows if int(row) in self._failed)
+        failed = tuple((row, self._failed.pop(row)) for row in rows.tolist() if row in self._failed)
         if failed:
             kept = ~np.isin(rows, [row for row, _ in failed])
             rows, pixels = rows[kept], pixels[kept]
