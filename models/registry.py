@@ -60,6 +60,9 @@ MODELS: dict[str, Entry] = {
     ),
     "ensemble": Entry("models.ensemble:Ensemble", frozenset({SLIDES, GENES}), spares=frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
+    "subspace-tokens": Entry(
+        "models.subspace_tokens:SubspaceTokens", frozenset({SLIDES, GENES}), spares=frozenset({SLIDES, GENES})
+    ),
     "disentangled-teacher": Entry("models.disentangled_teacher:DisentangledTeacher", frozenset({SLIDES, GENES}), 2),
     "disentangled-histology": Entry("models.disentangled_teacher:HistologyTeacher", frozenset({SLIDES}), 2),
     "disentangled-student": Entry(

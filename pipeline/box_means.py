@@ -1,26 +1,13 @@
-"""Weighted means of neighbouring pixels, compiled: the inner loop of area averages.
-
-Numba is imported with this module and keeps the machine code on disk, so a process pays for it once and only if it has
-averages to make. No sum is reordered: bytes do not depend on the processor.
-"""
+"""Weighted means of neighbouring pixels, compiled: the inner loop of area averages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numba
 import numpy as np
 
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` without the interpreter's lock, as machine code that is kept on disk where there is a place for it."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return numba.njit(nogil=True)(function)
+from pipeline.compiled import compiled
 
 
-@_compiled
+@compiled
 def box_means(
     image: np.ndarray,
     row_shares: np.ndarray,

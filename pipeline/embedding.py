@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -131,10 +132,20 @@ class EmbeddingStage:
         return load_encoder(self.facts, weights, self.job.device.torch, self.job.params.precision)
 
     def digest(self, upstream: BatchRow) -> str:
+        return digest_of(*self._settings, upstream.digest)
+
+    @property
+    def _settings(self) -> tuple[object, ...]:
+        """What the features of every slide depend on."""
         target = "none" if self.job.stain.method == "none" else self.job.target[1]
-        return digest_of(
-            self.name, REVISIONS[self.name], asdict(self.facts), target, self.job.params.computed, upstream.digest
-        )  # fmt: skip
+        return self.name, REVISIONS[self.name], asdict(self.facts), target, self.job.params.computed
+
+    def rows_digest(self, grid: TileGrid, slide: SlideFacts, fit: StainFit) -> str:
+        """Digest of what the rows of one file depend on: unlike `digest`, on no other magnification of the slide."""
+        cells = hashlib.sha256(grid.cell.astype("<i4").tobytes()).hexdigest()
+        colours = None if fit.colours is None else asdict(fit.colours)
+        place = cells, grid.origin.tolist(), float(grid.um_per_px), int(grid.size_px)
+        return digest_of(*self._settings, slide.digest, slide.backend, colours, place)
 
     def find(self, slide_id: str, digest: str) -> str | None:
         try:
@@ -152,9 +163,11 @@ class EmbeddingStage:
     def path(self, slide_id: str, magnification: float) -> str:
         return layout.features(self.job.results, self.spec.slug, magnification, slide_id)
 
-    def n_failed(self, slide_id: str, magnification: float, grid: TileGrid, digest: str) -> int | None:
-        """Tiles that could not be read, of a finished file that verifies; None where there is no such file."""
-        found = verify_bag(self.path(slide_id, magnification), digest)
+    def n_failed(
+        self, slide_id: str, magnification: float, grid: TileGrid, digest: str, name: str = "digest"
+    ) -> int | None:
+        """Tiles that could not be read, of a finished file whose digest `name` verifies; None where there is none."""
+        found = verify_bag(self.path(slide_id, magnification), digest, name)
         return found.n_failed if found is not None and found.n_tiles + found.n_failed == len(grid) else None
 
     def source(self, tiles: TileSet, magnification: float, slide: SlideFacts, fit: StainFit, digest: str) -> BagSource:
@@ -180,6 +193,7 @@ class EmbeddingStage:
             digest=digest,
             slide_magnifications=tuple(float(m) for m in grids_with_tiles(tiles)),
             source_um_per_px=grid.source_um_per_px,
+            rows_digest=self.rows_digest(grid, slide, fit),
         )
 
 

@@ -23,7 +23,7 @@ from pipeline.contracts.slides import SlideFacts, read_slide_facts
 from pipeline.contracts.stains import StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.contracts.timings import SlideTimings, write_timings
-from pipeline.growing_bag import Cells, GrowingBag
+from pipeline.growing_bag import Cells, GrowingBag, carry_over
 from pipeline.guard import UNWATCHED, Watch
 from pipeline.prefetch import Prefetch
 from pipeline.progress import Progress
@@ -112,15 +112,14 @@ class SlidePass(Reading):
     def begin(self) -> None:
         """Decide where the stain is normalised: on a device that takes it, else where tiles are read."""
         self.started = time.perf_counter()
-        if self.colours is None:
+        if self.colours is None or not self.passes:
             return
         if self.job.device.stages_tiles:
             from pipeline.stain_device import DeviceTransfer
 
             self._repaint = DeviceTransfer(self.colours, self.target, self.job.device.torch)
         else:
-            pixels = sum(len(grid) * grid.size_px**2 for grids, _ in self.passes for grid in grids.values())
-            self.transfer = StainTransfer(self.colours, self.target, pixels)
+            self.transfer = StainTransfer(self.colours, self.target)
 
     def on_device(self, pixels: np.ndarray) -> torch.Tensor:
         """The tiles of a batch on the device, normalised. Uint8 [B, size_px, size_px, 3]."""
@@ -129,7 +128,11 @@ class SlidePass(Reading):
 
 
 class EncoderRun:
-    """One slide and one encoder: the files that are not finished yet. `add`, `close` and `abort` are the writer's."""
+    """One slide and one encoder: the files that are not finished yet. `add`, `close` and `abort` are the writer's.
+
+    Files whose rows are right, but not what else they say (a magnification beside them came or went), are written anew
+    from their own features at the end, which reads no tile.
+    """
 
     def __init__(
         self, slide: SlidePass, stage: EmbeddingStage, index: int, tiles: TileSet, facts: SlideFacts, fit: StainFit,
@@ -140,17 +143,20 @@ class EncoderRun:
         self.seconds_encoding = self.seconds_writing = 0.0
         self.n_tiles = 0
         self._slide, self._slide_id = slide, tiles.slide_id
-        self._waiting = deque(reversed(groups(grids_with_tiles(tiles))))
+        self._grids = grids_with_tiles(tiles)
+        self._waiting = deque(reversed(groups(self._grids)))
         self._failed: dict[float, int] = {}
         self._sources = {}
-        for magnification, grid in grids_with_tiles(tiles).items():
+        for magnification, grid in self._grids.items():
             n_failed = stage.n_failed(tiles.slide_id, magnification, grid, digest)
             if n_failed is None:
-                self._sources[magnification] = stage.source(tiles, magnification, facts, fit, digest)
-            else:
+                self._sources[magnification] = source = stage.source(tiles, magnification, facts, fit, digest)
+                n_failed = stage.n_failed(tiles.slide_id, magnification, grid, source.rows_digest, "rows_digest")
+            if n_failed is not None:
                 self._failed[magnification] = n_failed
-        self.wanted = frozenset(self._sources)
-        self._left = set(self._sources)
+        self._carried = frozenset(self._sources) & frozenset(self._failed)
+        self.wanted = frozenset(self._sources) - self._carried
+        self._left = set(self.wanted)
         self._group: dict[float, TileGrid] = {}
         self._bags: dict[float, GrowingBag] = {}
         self._files = ExitStack()
@@ -235,11 +241,24 @@ class EncoderRun:
     def close(self, error: Exception | None) -> Made:
         """What became of the slide; `error` is what ended its reading."""
         self.error = self.error or error or (InterruptedError("not all of its tiles came") if self._bags else None)
+        if self.error is None:
+            self.error = caught(f"features, slide {self._slide_id}", self._carry_over)
         seconds = time.perf_counter() - self._slide.started
         if self.error is not None:
             self._discard(self.error)
             return Made(self._slide_id, self.index, self.error, self.digest, seconds)
         return Made(self._slide_id, self.index, remark(self._failed), self.digest, seconds)
+
+    def _carry_over(self) -> None:
+        """Write the files whose rows were right from the start as the slide's other files want them."""
+        if not self._carried:
+            return
+        coarser, dtype, width = None, self.stage.job.params.dtype, self.stage.facts.width
+        for magnification, grid in reversed(self._grids.items()):
+            path = self.stage.path(self._slide_id, magnification)
+            if magnification in self._carried:
+                carry_over(path, grid, self._sources[magnification], coarser, dtype, width)
+            coarser = read_cells(path)
 
     def _discard(self, error: BaseException) -> None:
         """Take back the files that are not whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.contracts.errors import SlideError
-from pipeline.contracts.features import BagSource, BagWriter
+from pipeline.contracts.features import CHUNK_ROWS, BagSource, BagWriter, feature_chunks, read_cells
 from pipeline.contracts.tiles import TileGrid
 
 Cells = tuple[np.ndarray, np.ndarray]  # (column, row) of a file's tiles, in order, and of those that failed
@@ -53,6 +53,20 @@ class GrowingBag:
     def cells(self) -> Cells:
         """Cells with features, in the order of the file, and those that failed."""
         return self._grid.cell[self._kept], self._grid.cell[~self._kept]
+
+
+def carry_over(path: str, grid: TileGrid, source: BagSource, coarser: Cells | None, dtype: str, width: int) -> None:
+    """Write a file anew from its own features, with all else as `grid` and `source` have it now.
+
+    The bytes are those of encoding its tiles anew: its `rows_digest` must be that of `source`.
+    """
+    failed = {tuple(cell) for cell in read_cells(path)[1].tolist()}
+    rows = np.array([row for row, cell in enumerate(grid.cell.tolist()) if tuple(cell) not in failed], np.int64)
+    with BagWriter(path, source, len(grid), dtype) as writer:
+        bag = GrowingBag(grid, source, writer)
+        for number, features in enumerate(feature_chunks(path)):
+            bag.add(rows[number * CHUNK_ROWS :][: len(features)], features)
+        bag.finish(coarser, width)
 
 
 def _parents(grid: TileGrid, coarser: Cells | None) -> np.ndarray:

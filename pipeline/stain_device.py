@@ -11,9 +11,9 @@ from pipeline.stain_transfer import Coefficients
 class DeviceTransfer:
     """Repaints uint8 tiles that are on `device` already; None as the source leaves them as they are.
 
-    The operations and their order are those of `StainTransfer`, in float32 whatever autocast says. The last digit of
-    log and exp may differ between devices, so a value on the border of two grey levels may fall to either side. Nothing
-    is copied from the host and nothing waits for the device: the numbers travel as arguments of the kernels.
+    The operations and their order are those of `stain_kernel`, in float32 whatever autocast says, but for the device's
+    own power of 2: a value on the border of two grey levels may fall to either side. Nothing is copied from the host
+    and nothing waits for the device: the numbers travel as arguments of the kernels.
     """
 
     def __init__(self, source: StainColours | None, target: StainColours, device: str | torch.device) -> None:
@@ -44,5 +44,5 @@ class DeviceTransfer:
         painted = torch.empty(tiles.shape, dtype=torch.uint8, device=tiles.device)
         for channel, white in enumerate(self._numbers.white):
             value = haematoxylin * float(paint[0, channel]) + eosin * float(paint[1, channel])
-            painted[..., channel] = value.exp_().mul_(float(white)).add_(0.5)
+            painted[..., channel] = value.exp2_().mul_(float(white)).add_(0.5)
         return painted

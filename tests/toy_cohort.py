@@ -25,6 +25,7 @@ SMALL_PARAMS = {
     "survpath": {"width": 8, "attended": 8, "hidden": 8, "cut": "equal", "pieces": 3},
     "porpoise": {"width": 12, "hidden": 6, "embedding": 8, "reduced": 4, "fused": 8},
     "elastic-net": {"penalties": 4, "inner_folds": 3},
+    "subspace-tokens": {"width": 16},
     "tangle": {"width": 16, "mode": "fine_tune"},
     "tangle-pretraining": {"width": 16, "hidden": 6},
     "mirror-pretraining": {"width": 48, "rna_mlp_ratio": 1.0, "prototypes": 48, "style_hidden": 8, "style_width": 8},

@@ -14,7 +14,7 @@ The file is a superset of the layout that TRIDENT writes, so tools made for that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -43,7 +43,9 @@ class BagSource:
     if that is not known). `savetodir` is the folder relative to ``results/``, so that a file is the same wherever
     the results lie. `weights` is one of `WEIGHTS` or `IMPORTED`; `stain` the normalisation of the tiles. For an
     imported bag it is "unknown", `weights_digest` is empty and `level0_size_px` may be (0, 0).
-    `slide_magnifications` are those of all the slide's files, so that a missing sibling is noticed.
+    `slide_magnifications` are those of all the slide's files, so that a missing sibling is noticed. `digest` is of
+    everything the file comes from, its siblings included; `rows_digest` of what decides the features and their order
+    (empty if that is not known): where it is unchanged, tiles need not be encoded anew.
     """
 
     slide_id: str
@@ -66,6 +68,7 @@ class BagSource:
     overlap: int = 0
     slide_magnifications: tuple[float, ...] = ()
     source_um_per_px: tuple[float, ...] = ()
+    rows_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ class BagWriter:
         if sum(map(len, self._waiting)) >= CHUNK_ROWS:
             rows = np.concatenate(self._waiting)
             whole = len(rows) // CHUNK_ROWS * CHUNK_ROWS
-            self._write(rows[:whole])
+            for start in range(0, whole, CHUNK_ROWS):  # one by one: the file's bytes do not depend on who appends
+                self._write(rows[start : start + CHUNK_ROWS])
             self._waiting = [rows[whole:]]
 
     def _write(self, rows: np.ndarray) -> None:
@@ -318,22 +322,29 @@ def _damaged(path: str | Path, problem: object) -> FormatError:
     return FormatError(f"{path}: not readable as a feature file ({problem}). Fix: delete it and rerun its stage.")
 
 
-def verify_bag(path: str | Path, digest: str) -> BagSummary | None:
+def feature_chunks(path: str | Path) -> Iterator[np.ndarray]:
+    """The features of a bag as they are stored, `CHUNK_ROWS` rows at a time. Raises as h5py."""
+    with h5py.File(path, "r") as file:
+        stored = file["features"]
+        for start in range(0, len(stored), CHUNK_ROWS):
+            yield stored[start : start + CHUNK_ROWS]
+
+
+def verify_bag(path: str | Path, digest: str, name: str = "digest") -> BagSummary | None:
     """A finished bag that was made from exactly `digest`, every row present and finite; else None.
 
-    Reads every chunk (their checksums are verified on the way) and holds no more than one of them.
+    Reads every chunk (their checksums are verified on the way) and holds no more than one of them. `name` is that of
+    the digest: ``digest`` or ``rows_digest``.
     """
     try:
         summary = read_summary(path)
-        if summary.source.digest != digest:
+        if getattr(summary.source, name) != digest:
+            return None
+        if not all(np.isfinite(chunk).all() for chunk in feature_chunks(path)):
             return None
         with h5py.File(path, "r") as file:
-            stored = file["features"]
-            for start in range(0, summary.n_tiles, CHUNK_ROWS):
-                if not np.isfinite(stored[start : start + CHUNK_ROWS]).all():
-                    return None
-            for name in _COLUMNS:
-                file[name][()]
+            for column in _COLUMNS:
+                file[column][()]
     except (FormatError, OSError, KeyError, RuntimeError):
         return None
     return summary

@@ -6,7 +6,7 @@ REVISIONS = {
     "tissue": 2,
     "tiles": 2,
     "stain": 2,
-    "features": 1,
+    "features": 2,
     "import": 1,
     "quality": 1,
     "expression": 2,

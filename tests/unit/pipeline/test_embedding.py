@@ -21,6 +21,7 @@ from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import write_facts
 from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.contracts.features import Bag, read_bag, read_index, write_bag, write_index
+from pipeline.contracts.slides import read_slide_facts
 from pipeline.contracts.stains import read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles, write_tiles
 from pipeline.embedding import EmbeddingJob, EmbeddingParams, EmbeddingStage
@@ -286,6 +287,73 @@ def test_finished_slides_are_found_and_damaged_files_are_made_again(tmp_path: Pa
     third = stub_stage(tmp_path)
     run_batch(third, rows, tmp_path / "batch.tsv")
     assert third.stub.sizes == []
+
+
+def only(tiles: TileSet, magnifications: tuple[float, ...]) -> TileSet:
+    """The tiles of a configuration with these magnifications alone."""
+    grids = {m: tiles.magnifications[m] for m in magnifications}
+    last = magnifications[-1]
+    grids[last] = replace(grids[last], parent=np.full(len(grids[last]), -1))
+    return replace(tiles, magnifications=grids)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "encoded", "dtype"),
+    [
+        ((20,), (20, 10), 10, "float32"),
+        ((10,), (20, 10), 20, "float16"),
+        ((20, 10), (20,), None, "float16"),
+        ((20, 10), (10,), None, "float32"),
+    ],
+)
+def test_another_choice_of_magnifications_encodes_new_tiles_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: tuple, after: tuple, encoded: float | None, dtype: str
+) -> None:
+    """All files are then those of embedding with the new choice from nothing, unreadable tiles included."""
+    for folder in ("fresh", "changed"):
+        make_cohort(tmp_path / folder, columns=20, rows=16, seed=5, stain="vahadane")  # over one chunk of rows
+    rows = {"s0": BatchRow("s0", "c0", "ok", "stain", digest="stain of other tiles")}
+    old_rows = {"s0": replace(rows["s0"], digest="stain of the old tiles")}
+    tiles = tile_set(tmp_path / "fresh")
+    damage(monkeypatch, centres(tiles.magnifications[20], tiles.magnifications[20].cell[[3, 300]]))
+
+    def embedded(folder: str, magnifications: tuple, upstream: dict[str, BatchRow]) -> list[int]:
+        write_tiles(layout.tiles(tmp_path / folder, "s0"), only(tiles, magnifications))
+        stage = stub_stage(tmp_path / folder, "vahadane", max_failed_fraction=0.5, dtype=dtype)
+        (done,) = run_batch(stage, upstream, tmp_path / "batch.tsv")
+        assert done.status == "ok" and done.reason.count("could not be read") == len(magnifications)
+        assert {r.magnification for r in collect_bags(tmp_path / folder, "tiny", [done])} == set(magnifications)
+        return stage.stub.sizes
+
+    embedded("fresh", after, rows)
+    embedded("changed", before, old_rows)
+    sizes = embedded("changed", after, rows)
+    assert sum(sizes) == (len(read_bag(bag_path(tmp_path / "changed", encoded)).features) if encoded else 0)
+    for m in after:
+        assert bag_path(tmp_path / "changed", m).read_bytes() == bag_path(tmp_path / "fresh", m).read_bytes()
+    assert embedded("changed", after, rows) == []
+
+
+def test_rows_are_encoded_anew_when_what_they_come_from_changes(tmp_path: Path) -> None:
+    make_cohort(tmp_path, stain="vahadane")
+    facts, tiles = read_slide_facts(layout.slide_facts(tmp_path, "s0")), tile_set(tmp_path)
+    fit, grid = read_stain(layout.stain_fit(tmp_path, "s0")), tiles.magnifications[20]
+
+    def digest(facts=facts, fit=fit, grid=grid, **params: object) -> str:
+        return stub_stage(tmp_path, "vahadane", **params).rows_digest(grid, facts, fit)
+
+    same = digest()
+    assert same == digest(
+        facts=replace(facts, path="moved.png"), fit=replace(fit, digest="fitted again", diagnostics={})
+    )
+    assert same == digest(grid=replace(grid, parent=grid.parent + 1, tissue_fraction=grid.tissue_fraction / 2))
+    others = [
+        digest(facts=replace(facts, digest="another file")), digest(facts=replace(facts, backend="openslide")),
+        digest(fit=replace(fit, colours=replace(fit.colours, white=(250.0, 250.0, 250.0)))),
+        digest(grid=replace(grid, cell=grid.cell[::-1])), digest(grid=replace(grid, origin=grid.origin + 1)),
+        digest(grid=replace(grid, um_per_px=0.6)), digest(grid=replace(grid, size_px=32)), digest(batch_size=4),
+    ]  # fmt: skip
+    assert len({same, *others}) == 9
 
 
 def test_a_file_with_too_few_rows_is_not_finished(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ def test_a_piece_of_an_average_is_the_average_of_the_piece(rng, scale):
 
 def test_averages_need_no_place_for_machine_code(monkeypatch):
     """Where neither the package's folder nor the user's can be written, code is compiled for the process alone."""
-    from pipeline import box_means
+    from pipeline import compiled
 
-    compiler, asked = box_means.numba.njit, []
+    compiler, asked = compiled.numba.njit, []
 
     def nowhere(**options):
         asked.append(options.get("cache", False))
@@ -81,8 +81,8 @@ def test_averages_need_no_place_for_machine_code(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return compiler(**options)
 
-    monkeypatch.setattr(box_means.numba, "njit", nowhere)
-    assert box_means._compiled(lambda x: x + 1)(2) == 3 and asked == [True, False]
+    monkeypatch.setattr(compiled.numba, "njit", nowhere)
+    assert compiled.compiled(lambda x: x + 1)(2) == 3 and asked == [True, False]
 
 
 # ---- um per pixel
