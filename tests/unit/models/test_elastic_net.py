@@ -140,6 +140,18 @@ def test_where_nothing_can_be_spared_it_is_said(rng):
     assert all(row["cv_loss"] is None for row in rows)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_one_event_and_genes_without_any_difference(rng, last):
+    """At the last time nobody else is at risk, so that no gene can matter; a constant gene never does."""
+    genes, time = rng.normal(size=(8, 3)), np.arange(1.0, 9.0)
+    genes[:, 1] = 0
+    event = (np.arange(8) == (7 if last else 2)).astype(int)
+    model = build(3, 2, "survival", penalties=3)
+    _, (note,) = model.fit(batch_of(genes), Targets(time=torch.from_numpy(time), event=torch.from_numpy(event)), None)
+    assert torch.isfinite(model.weight).all() and model.weight[0, 1] == 0
+    assert bool(model.weight.any()) != last and len(model.baseline_time) == 1
+
+
 def test_settings_are_checked():
     for params in ({"l1_ratios": 0.5}, {"l1_ratios": []}, {"l1_ratios": [0]}, {"inner_folds": 1}, {"smallest": 2}):
         with pytest.raises(InputError):

@@ -125,10 +125,10 @@ def test_cases_that_lack_a_modality_are_trained_on_predicted_and_counted(tmp_pat
     toy.slides = {slide: value for slide, value in toy.slides.items() if value[0] not in no_slide}
     inputs, rows, left_out, predicted = run(toy, model, task, tmp_path)
     assert [row.status for row in rows] == ["ok", "ok"]
-    assert "2 cases used with no RNA" in rows[0].reason
+    assert "2 cases taken all the same: no RNA" in rows[0].reason
     found = {row.case_id for row in predicted}
     if model == "ensemble":
-        assert "1 case used with no usable slide at 10x" in rows[0].reason
+        assert "1 case taken all the same: no usable slide at 10x" in rows[0].reason
         assert found == set(toy.cases) and not left_out and rows[0].n_train == len(train)
     else:
         assert "1 case left out: no usable slide at 10x" in rows[0].reason and rows[0].n_train == len(train) - 1
