@@ -167,6 +167,20 @@ def test_generation_learns_to_reconstruct():
         assert model(new).losses["reconstruction"] < 0.3 * spread
 
 
+def test_whose_rna_is_missing_enters_the_digest(tmp_path):
+    """The same values, in the same order, of another case."""
+    toy = make_toy(n=12, folds=2)
+    train = [r.case_id for r in toy.splits if r.fold == 0 and r.role == "train"]
+    digests = []
+    for folder, (absent, present) in (("a", train[:2]), ("b", train[1::-1])):
+        other = make_toy(n=12, folds=2)
+        other.rna[present] = toy.rna[train[0]]
+        del other.rna[absent]
+        inputs, made = other.write(tmp_path / folder), Experiment("e", "ensemble", epochs=1, params=STILL)
+        digests.append(train_folds(made, GRADE, inputs, tmp_path / folder, tmp_path / folder / "i.tsv")[0].digest)
+    assert digests[0] != digests[1]
+
+
 def test_a_modality_that_no_training_case_has_fails_the_fold(tmp_path):
     toy = make_toy(folds=2)
     train = {r.case_id for r in toy.splits if r.fold == 0 and r.role == "train"}
