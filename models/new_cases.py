@@ -100,7 +100,7 @@ def open_new(checkpoint: Checkpoint, results: Path, cases: str | Path | None) ->
     }
     given = {key: path for key, path in paths.items() if key in model.needs and Path(path).exists()}
     absent = sorted({key for key in paths if key in model.needs} - set(given))
-    if any(key not in model.spares for key in absent) or (absent and not given):
+    if any(key not in model.may_lack for key in absent) or (absent and not given):
         fix = "run `snakemake features expression` there, with the encoder and settings of the training run."
         raise InputError(paths[absent[0]], f"it does not exist; the model '{experiment.model}' reads {absent[0]}.", fix)
     if CLINICAL in model.needs and cases is None:
