@@ -180,8 +180,8 @@ def predict_cases(
             continue
         logits = logits_of(samples_of(cohort, [case_id], per_slide=length is not None))
         outcome = _outcome(case_id, model, checkpoint, logits)
-        if slides and SLIDES in model.needs:
-            single = [Sample(case_id, slide_id) for slide_id in cohort.slide_ids(case_id)]
+        single = [Sample(case_id, slide_id) for slide_id in cohort.slide_ids(case_id)]
+        if slides and single and SLIDES in model.needs:
             # A row per slide is at hand in reference mode, and where the case has one slide.
             each = logits if len(logits) == len(single) else logits_of(single)
             parts = {

@@ -18,7 +18,7 @@ from models.feature_generation import FeatureGeneration, FeatureGenerationConfig
 from models.predict import predict_cases, predict_folds
 from models.train import train_folds
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.predictions import LeftOut, read_predictions
+from pipeline.contracts.predictions import LeftOut, read_predictions, read_slide_predictions
 from tests.model_batches import make_case, side_by_side, sizes_of, some_targets
 from tests.toy_cohort import GRADE, SURVIVAL, Toy, make_toy
 
@@ -111,7 +111,8 @@ def run(toy: Toy, model: str, task, folder: Path, **changes):
     inputs = toy.write(folder / "data")
     made = Experiment(model, model, **{"epochs": 3, "batch_size": 4, "lr": 3e-3, "params": STILL, **changes})
     rows = train_folds(made, task, inputs, folder / "m", folder / "m" / "index.tsv", device="cpu")
-    left_out = predict_folds(made, task, inputs, folder / "m", folder / "p.tsv", device="cpu")
+    out, slides = folder / "p.tsv", folder / "s.tsv"
+    left_out = predict_folds(made, task, inputs, folder / "m", out, device="cpu", slides_out=slides)
     return inputs, rows, left_out, read_predictions(folder / "p.tsv").rows
 
 
@@ -125,6 +126,8 @@ def test_cases_that_lack_a_modality_are_trained_on_predicted_and_counted(tmp_pat
     toy.slides = {slide: value for slide, value in toy.slides.items() if value[0] not in no_slide}
     inputs, rows, left_out, predicted = run(toy, model, task, tmp_path)
     assert [row.status for row in rows] == ["ok", "ok"]
+    _, by_slide = read_slide_predictions(tmp_path / "s.tsv")
+    assert {row.slide_id for row in by_slide} == set(toy.slides)
     assert "2 cases taken all the same: no RNA" in rows[0].reason
     found = {row.case_id for row in predicted}
     if model == "ensemble":
