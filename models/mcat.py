@@ -17,9 +17,11 @@ from models.batch import Batch, Outputs, Sizes
 from models.layers import AttentionPool
 from models.model import Model
 from models.params import check_choice, check_range
+from models.registry import FAMILIES
 from pipeline.contracts.errors import InputError
 
-EQUAL, REFERENCE, FAMILIES = CUTS = ("equal", "reference", "families")
+EQUAL, REFERENCE = "equal", "reference"
+CUTS = (EQUAL, REFERENCE, FAMILIES)
 HEADS = 8
 
 

@@ -27,6 +27,7 @@ class Entry:
         starts from, and one that stays frozen and teaches it
     task_free : it learns without labels, once for all tasks
     is_probe : unless its hyper-parameter ``mode`` is `FINE_TUNE`, it must start from another
+    by_families : its hyper-parameter ``cut`` is `FAMILIES` by default, which needs gene sets (``genes.families``)
     """
 
     path: str
@@ -36,6 +37,7 @@ class Entry:
     taught_by: frozenset[str] = frozenset()
     task_free: bool = False
     is_probe: bool = False
+    by_families: bool = False
 
 
 MODELS: dict[str, Entry] = {
@@ -50,7 +52,7 @@ MODELS: dict[str, Entry] = {
     "add": Entry("models.add:Add", frozenset({SLIDES, GENES})),
     "bilinear": Entry("models.bilinear:Bilinear", frozenset({SLIDES, GENES})),
     "porpoise": Entry("models.porpoise:Porpoise", frozenset({SLIDES, GENES})),
-    "survpath": Entry("models.survpath:SurvPath", frozenset({SLIDES, GENES})),
+    "survpath": Entry("models.survpath:SurvPath", frozenset({SLIDES, GENES}), by_families=True),
     "feature-generation": Entry("models.feature_generation:FeatureGeneration", frozenset({SLIDES, GENES})),
     "ensemble": Entry("models.ensemble:Ensemble", frozenset({SLIDES, GENES})),
     "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
@@ -92,6 +94,7 @@ def entry(name: str, where: str = "config.yaml experiments") -> Entry:
 
 
 FINE_TUNE = "fine_tune"
+FAMILIES = "families"
 WEIGHTS = "weights"
 TEACHER = "teacher"
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.batch import Batch, Outputs, Sizes
-from models.mcat import CUTS, FAMILIES, GeneTokens
+from models.mcat import CUTS, GeneTokens
 from models.model import Model
 from models.params import check_choice, check_range
+from models.registry import FAMILIES
 
 
 @dataclass(frozen=True)

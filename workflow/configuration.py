@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
 from models.experiment import Experiment, check_sources
-from models.registry import entry, needs
+from models.registry import FAMILIES, entry, needs
 from pipeline.contracts.cohort import CaseSheet, Slide, check_unique, external_cases
 from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import InputError, nearest
@@ -133,6 +133,13 @@ def _resolve_experiment(experiment: dict[str, Any], config: dict[str, Any]) -> N
         magnifications = config["tiles"]["magnifications"]
         choose = _one_of if entry(experiment["model"]).magnifications == 1 else _pair_of
         experiment["magnification"] = choose(experiment["magnification"], magnifications, f"{where} magnification")
+    cut = experiment["params"].get("cut", FAMILIES if entry(experiment["model"]).by_families else None)
+    if cut == FAMILIES and not config["genes"]["families"]:
+        raise InputError(
+            where,
+            f"model '{experiment['model']}' makes a token of each gene set, but genes.families is not given.",
+            "name a GMT file of pathways there, or builtin; or cut the gene list instead, with params: {cut: equal}.",
+        )
     if entry(experiment["model"]).task_free:
         if experiment["tasks"] not in (None, [PRETRAIN]):
             raise InputError(

@@ -103,11 +103,25 @@ def test_every_model_can_be_asked_for_with_both_tasks_of_the_demo(config, name):
     before = [*sorted(found.starts_from - {name})[:1], *sorted(found.taught_by)[:1]]
     asked = [{"name": f"for-{source}", "model": source} for source in before]
     asked.append({"name": "asked", "model": name, "init_from": [x["name"] for x in asked] or None})
-    sections = {key: demo[key] for key in ("tiles", "encoders", "tasks", "splits")}
+    sections = {key: demo[key] for key in ("tiles", "encoders", "tasks", "splits")} | {"genes": {"families": "builtin"}}
     filled = checked({**config, **sections, "experiments": asked})["experiments"][-1]
     assert filled["tasks"] == (["_pretrain"] if found.task_free else None)
     for kind in ["pretraining"] if found.task_free else kinds.values():
         assert Experiment(**filled).resolved(kind).epochs != 0
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "fits"),
+    [("survpath", {}, False), ("survpath", {"cut": "equal"}, True), ("mcat", {"cut": "families"}, False)],
+)
+def test_tokens_of_gene_sets_need_gene_sets(config, model, params, fits):
+    config["encoders"] = [{"slug": "tiny", "name": "test_resnet.r160_in1k", "weights": "random"}]
+    config["experiments"] = [{"name": "asked", "model": model, "params": params}]
+    if not fits:
+        with pytest.raises(InputError, match=rf"'asked'.*'{model}'.*genes\.families is not given.*GMT"):
+            checked(config)
+        config["genes"] = {"families": "builtin"}
+    assert checked(config)["experiments"][0]["params"] == params
 
 
 def test_a_name_of_another_experiments_table_is_refused(config):

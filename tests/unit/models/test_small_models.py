@@ -91,6 +91,7 @@ def test_registry_and_classes_agree():
         cls = model_class(name)
         assert cls.name == name and cls.needs == entry.needs and cls.magnifications == entry.magnifications
         assert cls.may_lack <= cls.needs
+        assert entry.by_families == (getattr(cls.Config, "cut", None) == "families")
         for preset in cls.presets.values():  # some belong to reference mode
             built = [fits(cls.Config, {**mode, **preset}) for mode in ({}, cls.reference_params or {})]
             assert any(built), preset
