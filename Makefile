@@ -27,7 +27,7 @@ demo: env  ## simulate a small paired cohort and run the whole workflow on it
 	PATH="$(BIN):$$PATH" $(DEMO)
 	@echo "The cohort is simulated. Report: demo/results/report.html"
 
-PYTEST = PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST = PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: env  ## run the test suite
 	$(PYTEST) -m "not full"

@@ -11,9 +11,11 @@ the next in its patients, their slides and genes, its folds and all random numbe
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -220,21 +222,19 @@ def run(trial: Trial, processes: int = 1, kept: Path | None = None) -> list[str]
     """
     runs: dict[int, Scores] = {seed: {} for seed in range(trial.first_seed, trial.first_seed + trial.cohorts)}
     known = _read_scores(kept, trial) if kept is not None and kept.exists() else {}
-    missing = {}
+    trials = {}
     for seed, scores in runs.items():
         scores.update(known.get(seed, {}))
-        missing[seed] = tuple(name for name in trial.models if (TASKS[0].name, name) not in scores)
-    with ProcessPoolExecutor(processes) as pool:
-        jobs = {
-            seed: pool.submit(run_cohort, replace(trial, models=models), seed)
-            for seed, models in missing.items()
-            if models
-        }
-        for seed, job in jobs.items():
-            runs[seed].update(job.result())
+        lacking = tuple(name for name in trial.models if (TASKS[0].name, name) not in scores)
+        if lacking:
+            trials[seed] = replace(trial, models=lacking)
+    pool = ProcessPoolExecutor(processes) if processes > 1 else None
+    with pool or nullcontext():
+        for seed, scores in zip(trials, (pool.map if pool else map)(run_cohort, trials.values(), trials), strict=True):
+            runs[seed].update(scores)
             if kept is not None:
                 _write_scores(kept, trial, {**known, **runs})
-            logging.getLogger(__name__).warning("cohort %d is done", seed)
+            print(f"cohort {seed} is done", file=sys.stderr, flush=True)
     return report(list(runs.values()))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -111,27 +110,23 @@ class Cohort:
         """All cases with slides or genes, sorted; those of the clinical sheet where neither is read."""
         return tuple(sorted({*self._records, *self._rna_row} or set(self.sheet.rows if self.sheet else ())))
 
-    def lacking(self, case_id: str, needs: Collection[str], spares: Collection[str] = ()) -> str:
+    def lacking(self, case_id: str, needs: Iterable[str], may_lack: Iterable[str] = ()) -> str:
         """Why a case cannot be used by a model that needs these modalities, or "".
 
-        Of the modalities in `spares` it may lack some, if it has another one of `needs`.
+        A case may be without those of `may_lack`, but not without all of `needs`.
         """
-        absent = {
-            modality: reason for modality in sorted(needs, reverse=True) if (reason := self._absent(case_id, modality))
-        }
-        if len(absent) < len(needs):
-            absent = {modality: reason for modality, reason in absent.items() if modality not in spares}
-        return " and ".join(absent.values())
-
-    def _absent(self, case_id: str, modality: str) -> str:
-        at = named_magnification(self.magnification)
-        if modality == "slides" and case_id not in self._records:
-            return "no usable slide" + (f" at {at}" if at else "")
-        if modality == "genes" and case_id not in self._rna_row:
-            return "no RNA"
-        if modality == "clinical" and (self.sheet is None or case_id not in self.sheet.rows):
-            return "no row in the case sheet"
-        return ""
+        needs = frozenset(needs)
+        without = {need for need in needs & frozenset(may_lack) if self.lacking(case_id, {need})}
+        needs = needs - without or needs
+        absent = []
+        if "slides" in needs and case_id not in self._records:
+            at = named_magnification(self.magnification)
+            absent.append("no usable slide" + (f" at {at}" if at else ""))
+        if "genes" in needs and case_id not in self._rna_row:
+            absent.append("no RNA")
+        if "clinical" in needs and (self.sheet is None or case_id not in self.sheet.rows):
+            absent.append("no row in the case sheet")
+        return " and ".join(absent)
 
     def slide_ids(self, case_id: str) -> tuple[str, ...]:
         """Slides of a case in the index's order (sorted by slide_id)."""
@@ -258,7 +253,7 @@ class Collator:
     def __init__(
         self,
         cohort: Cohort,
-        needs: Collection[str],
+        needs: Iterable[str],
         selection: GeneSelection | None = None,
         groups: Sequence[str] = (),
         fixed_length: int | None = None,
@@ -273,25 +268,28 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         case_ids = tuple(sample.case_id for sample in samples)
-        has = {
-            modality: [modality in self.needs and not self.cohort.lacking(c, {modality}) for c in case_ids]
-            for modality in ("slides", "genes")
-        }
-        return Batch(
+        has_slides, has_genes = (
+            torch.tensor([need in self.needs and not self.cohort.lacking(case_id, {need}) for case_id in case_ids])
+            for need in ("slides", "genes")
+        )
+        batch = Batch(
             case_ids,
-            has_slides=torch.tensor(has["slides"]),
-            has_genes=torch.tensor(has["genes"]),
-            **(self._slides(samples) if any(has["slides"]) else {}),
-            genes=self._genes(case_ids, has["genes"]) if "genes" in self.needs else {},
+            has_slides,
+            has_genes,
+            **(self._slides(samples) if bool(has_slides.any()) else {}),
+            genes=self._genes(case_ids) if "genes" in self.needs else {},
             clinical=self._clinical(case_ids) if "clinical" in self.needs else None,
         )
+        return batch
 
-    def _genes(self, case_ids: tuple[str, ...], present: list[bool]) -> dict[str, torch.Tensor]:
-        """Zeros, the mean of the training cases, for a sample without RNA."""
+    def _genes(self, case_ids: tuple[str, ...]) -> dict[str, torch.Tensor]:
         assert self.selection is not None
+        known = [not self.cohort.lacking(case_id, {"genes"}) for case_id in case_ids]
         values = np.zeros((len(case_ids), len(self.selection.genes)), np.float32)
-        if any(present):
-            values[present] = self.cohort.genes(list(compress(case_ids, present)), self.selection)
+        if any(known):
+            values[known] = self.cohort.genes(
+                [c for c, has in zip(case_ids, known, strict=True) if has], self.selection
+            )
         return {group: torch.from_numpy(values[:, self.selection.columns(group)]) for group in self.groups}
 
     def _clinical(self, case_ids: tuple[str, ...]) -> torch.Tensor:
@@ -301,7 +299,7 @@ class Collator:
     def _slides(self, samples: Sequence[Sample]) -> dict[str, Any]:
         bags = [self._bags_of(sample) for sample in samples]
         arrays: dict[str, Any] = _tiles(bags)
-        if any(bag.coarser is not None for sample in bags for bag in sample):
+        if next(bag for sample in bags for bag in sample).coarser is not None:
             whose = [sample.case_id for sample in samples]
             present = torch.full((len(samples),), True)
             coarser = [[bag.coarser for bag in sample if bag.coarser is not None] for sample in bags]
@@ -315,9 +313,9 @@ class Collator:
 
 
 def _tiles(bags: Sequence[Sequence[SlideBag]]) -> dict[str, torch.Tensor]:
-    """Tiles of samples, each a list of slides (none, for a sample without), padded to the longest."""
+    """Tiles of samples, each a list of slides, padded to the longest; a sample may have none, but not all."""
     longest = max(sum(len(bag.features) for bag in sample) for sample in bags)
-    width = next(bag.features.shape[1] for sample in bags for bag in sample)
+    width = next(bag for sample in bags for bag in sample).features.shape[1]
     shape = (len(bags), longest)
     features, mask = np.zeros((*shape, width), np.float32), np.zeros(shape, bool)
     slide, cell, coords = np.full(shape, -1), np.zeros((*shape, 2), np.int64), np.zeros((*shape, 2), np.int64)

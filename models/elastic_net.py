@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import log_softmax
@@ -72,35 +72,50 @@ class ElasticNet(Linear):
         columns = self.columns(batch).cpu().numpy()
         problem = self._problem(columns, targets)
         inner = dealt(problem.groups, self.config.inner_folds)
-        rows, fits = [], []
-        for ratio in self.config.l1_ratios:
-            penalties = problem.largest(ratio) * np.geomspace(1, self.config.smallest, self.config.penalties)
-            losses = cross_validated(problem, inner, ratio, penalties)
-            weights, biases = problem.path(np.arange(len(columns)), ratio, penalties)
-            for number, (penalty, weight, bias) in enumerate(zip(penalties, weights, biases, strict=True)):
-                genes = int(weight.any(axis=0).sum())
-                loss = None if losses is None else float(losses[number])
-                rows.append({"l1_ratio": ratio, "penalty": float(penalty), "cv_loss": loss, "genes_used": genes})
-                fits.append((weight, bias, penalties[: number + 1]))
-        if losses is None:
-            best = self.config.penalties // 2
-            note = "the middle one, as no training case can be spared to choose it"
-        else:
-            best = int(np.argmin([row["cv_loss"] for row in rows]))
-            note = f"by {len(set(inner[inner >= 0]))}-fold cross-validation within the training cases"
-            if rows[best]["penalty"] == min(row["penalty"] for row in rows if row["l1_ratio"] == rows[best]["l1_ratio"]):
-                note += "; it is the least one tried, so a lower `smallest` may do better"
-        for number, row in enumerate(rows):
-            row["best"] = int(number == best)
-        chosen = rows[best]
-        weights, biases = problem.path(np.arange(len(columns)), chosen["l1_ratio"], fits[best][2], FINE)
+        rows = [row for ratio in self.config.l1_ratios for row in self._tried(problem, inner, ratio)]
+        best, reason = self._choice(rows, inner)
+        for row in rows:
+            row["best"] = int(row is best)
+        self._fit_final(problem, best, columns, targets)
+        best["training_loss"] = self._loss(batch, targets)
+        best["val_loss"] = None if validation is None else self._loss(*validation)
+        used = f"{int(self.weight.any(dim=0).sum())} of {columns.shape[1]} genes"
+        return rows, [f"l1_ratio {best['l1_ratio']:g}, penalty {best['penalty']:.3g}, {used}: {reason}"]
+
+    def _penalties(self, problem: Problem, ratio: float) -> np.ndarray:
+        largest = max(problem.largest(ratio), 1e-9)  # 0 where no gene differs between cases
+        return largest * np.geomspace(1, self.config.smallest, self.config.penalties)
+
+    def _tried(self, problem: Problem, inner: np.ndarray, ratio: float) -> list[dict[str, Any]]:
+        """A row for each penalty: its held-out loss, and how many genes it leaves on all training cases."""
+        penalties = self._penalties(problem, ratio)
+        losses = cross_validated(problem, inner, ratio, penalties)
+        weights, _ = problem.path(np.arange(len(inner)), ratio, penalties)
+        genes = weights.any(axis=1).sum(axis=1)
+        return [
+            {"l1_ratio": ratio, "penalty": float(penalty), "cv_loss": loss, "genes_used": int(count)}
+            for penalty, loss, count in zip(penalties, losses, genes, strict=True)
+        ]
+
+    def _choice(self, rows: list[dict[str, Any]], inner: np.ndarray) -> tuple[dict[str, Any], str]:
+        """The row with the least held-out loss, of equal ones that with the larger penalty; and why."""
+        if rows[0]["cv_loss"] is None:
+            return rows[self.config.penalties // 2], "the middle one, as no training case can be spared to choose it"
+        best = min(rows, key=lambda row: row["cv_loss"])
+        reason = f"by {len(set(inner[inner >= 0]))}-fold cross-validation within the training cases"
+        if best is [row for row in rows if row["l1_ratio"] == best["l1_ratio"]][-1]:
+            reason += "; it is the least one tried, so a lower `smallest` may do better"
+        return best, reason
+
+    def _fit_final(self, problem: Problem, best: dict[str, Any], columns: np.ndarray, targets: Targets) -> None:
+        """Take the weights at the chosen penalty, to full accuracy, from those at the larger ones."""
+        penalties = self._penalties(problem, best["l1_ratio"])
+        weights, biases = problem.path(
+            np.arange(len(columns)), best["l1_ratio"], penalties[penalties >= best["penalty"]], FINE
+        )
         self.take(weights[-1], biases[-1])
         if self.kind != CLASSIFICATION:
             self.take_baseline(columns @ weights[-1][0] + biases[-1][0], *outcome_of(targets))
-        chosen["training_loss"] = self._loss(batch, targets)
-        chosen["val_loss"] = None if validation is None else self._loss(*validation)
-        used = f"{int(weights[-1].any(axis=0).sum())} of {columns.shape[1]} genes"
-        return rows, [f"l1_ratio {chosen['l1_ratio']:g}, penalty {chosen['penalty']:.3g}, {used}: {note}"]
 
     def _problem(self, columns: np.ndarray, targets: Targets) -> Problem:
         if self.kind != CLASSIFICATION:
@@ -110,7 +125,7 @@ class ElasticNet(Linear):
 
 
 def dealt(groups: np.ndarray, folds: int) -> np.ndarray:
-    """Inner fold of each case, every group spread evenly; -1 for the only case of its group, which is never held out."""
+    """Inner fold of each case, each group spread evenly; -1 for the only case of its group, never held out."""
     inner, next_fold = np.full(len(groups), -1), 0
     rng = np.random.default_rng(0)
     for group in np.unique(groups):
@@ -141,7 +156,7 @@ class Problem(Protocol):
         """Summed loss of the cases that are not among these, and what to divide it by."""
 
 
-def cross_validated(problem: Problem, inner: np.ndarray, ratio: float, penalties: np.ndarray) -> np.ndarray | None:
+def cross_validated(problem: Problem, inner: np.ndarray, ratio: float, penalties: np.ndarray) -> list[float | None]:
     """Held-out loss at each penalty; None where no case may be held out."""
     total, count = np.zeros(len(penalties)), 0.0
     for fold in np.unique(inner[inner >= 0]):
@@ -150,7 +165,7 @@ def cross_validated(problem: Problem, inner: np.ndarray, ratio: float, penalties
         parts = [problem.held_out(cases, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
         total += [part[0] for part in parts]
         count += parts[0][1]
-    return total / count if count else None
+    return (total / count).tolist() if count else [None] * len(penalties)
 
 
 class Classes:

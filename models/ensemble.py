@@ -50,7 +50,7 @@ class Ensemble(Model):
 
     name = "ensemble"
     needs = frozenset({"slides", "genes"})
-    spares = frozenset({"slides", "genes"})
+    may_lack = frozenset({"slides", "genes"})
     gene_groups = ("all",)
     Config = EnsembleConfig
     config: EnsembleConfig

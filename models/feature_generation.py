@@ -51,7 +51,7 @@ class FeatureGeneration(Model):
 
     name = "feature-generation"
     needs = frozenset({"slides", "genes"})
-    spares = frozenset({"genes"})
+    may_lack = frozenset({"genes"})
     gene_groups = ("all",)
     Config = FeatureGenerationConfig
     config: FeatureGenerationConfig

@@ -13,8 +13,7 @@ from pipeline.contracts.predictions import ENSEMBLE, ClassPrediction, Prediction
 def mean_over_folds(rows: Sequence[Prediction], classes: Sequence[str]) -> Prediction:
     """One row of the rows that all folds have for one case; `classes` is empty for survival.
 
-    Probabilities are averaged. Of survival, risks are averaged as they are, and the curves, taken as straight between
-    the ends of their fold's intervals and flat after the last, at the ends of the first fold's.
+    Probabilities are averaged; of survival, risks as they are and curves by `mean_survival`.
     """
     digest = digest_of(*(row.checkpoint for row in rows))
     first = rows[0]
@@ -23,8 +22,16 @@ def mean_over_folds(rows: Sequence[Prediction], classes: Sequence[str]) -> Predi
         predicted = classes[int(mean.argmax())]
         return ClassPrediction(first.case_id, ENSEMBLE, tuple(mean.tolist()), first.label, predicted, digest)
     timed = [row for row in rows if isinstance(row, SurvivalPrediction)]
-    curves = [np.interp(first.edges, (0.0, *row.edges), (1.0, *row.survival)) for row in timed]
+    curve = mean_survival([row.edges for row in timed], [row.survival for row in timed])
     return SurvivalPrediction(
-        first.case_id, ENSEMBLE, float(np.mean([row.risk for row in timed])), tuple(np.mean(curves, axis=0).tolist()),
+        first.case_id, ENSEMBLE, float(np.mean([row.risk for row in timed])), curve,
         first.edges, first.time, first.event, digest,
     )  # fmt: skip
+
+
+def mean_survival(edges: Sequence[Sequence[float]], survival: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """The mean of curves, one of each fold, at the first fold's edges: taken as straight between the ends of their
+    fold's intervals, and flat after the last."""
+    at = edges[0]
+    curves = [np.interp(at, (0.0, *own), (1.0, *curve)) for own, curve in zip(edges, survival, strict=True)]
+    return tuple(np.mean(curves, axis=0).tolist())

@@ -53,14 +53,17 @@ class Fold:
 
 
 def usable_cases(
-    case_ids: Sequence[str], labels: Labels, cohort: Cohort, needs: frozenset[str], spares: frozenset[str] = frozenset()
+    case_ids: Sequence[str],
+    labels: Labels,
+    cohort: Cohort,
+    needs: frozenset[str],
+    may_lack: frozenset[str] = frozenset(),
 ) -> tuple[list[str], dict[str, str]]:
-    """Cases with a label and every modality needed (see `Cohort.lacking`), and the others with the reason, both in the
-    order given."""
+    """Cases with a label and the modalities needed, and the others with the reason, both in the order given."""
     known = set(labels.cases)
     kept, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, needs, spares)
+        reason = cohort.lacking(case_id, needs, may_lack)
         if case_id not in known:
             reason = labels.missing.get(case_id, "not in the case sheet")
         if reason:
@@ -94,13 +97,11 @@ def prepare_fold(
         assert inputs is not None
         sources = read_sources(experiment, labels.task, inputs, number, split)
     teacher = sources.teacher
-    (train, lost_train), (val, lost_val) = (
-        usable_cases(splits.cases(number, role), labels, cohort, model.needs, model.spares) for role in (TRAIN, VAL)
-    )
+    train, lost_train = usable_cases(splits.cases(number, TRAIN), labels, cohort, model.needs, model.may_lack)
+    val, lost_val = usable_cases(splits.cases(number, VAL), labels, cohort, model.needs, model.may_lack)
     if not train:
         raise InputError(where, f"no training case has what model '{experiment.model}' needs.", _why(lost_train))
-    notes = _left_out_notes({**lost_train, **lost_val})
-    notes += _spared_notes(train, val, cohort, model.spares, where)
+    notes = [*_left_out_notes({**lost_train, **lost_val}), *_lacking_notes(train + val, cohort, model.may_lack)]
     classes: tuple[str, ...] = ()
     class_weights: tuple[float, ...] = ()
     intervals = None
@@ -138,6 +139,9 @@ def prepare_fold(
         lacking = [c.column for c in covariates.columns if c.unknown]
         if lacking:
             notes.append(f"unknown for some training cases: {', '.join(lacking)}")
+    for need in sorted(model.may_lack):
+        if all(reasons := [cohort.lacking(case_id, {need}) for case_id in train]):
+            raise InputError(where, f"{reasons[0]} in any training case, and the model has to learn from some.")
     sizes = Sizes(
         features=cohort.feature_width(train) if SLIDES in model.needs else 0,
         genes=_gene_sizes(selection, model.gene_groups, where),
@@ -228,17 +232,11 @@ def _left_out_notes(left_out: dict[str, str]) -> list[str]:
     return [f"{n} case{'s' * (n > 1)} left out: {reason}" for reason, n in sorted(counts.items())]
 
 
-def _spared_notes(
-    train: Sequence[str], val: Sequence[str], cohort: Cohort, spares: frozenset[str], where: str
-) -> list[str]:
-    """How many cases lack what they may. Raises InputError where no training case has it."""
-    notes = []
-    for modality in sorted(spares):
-        lacking = {case_id: reason for case_id in (*train, *val) if (reason := cohort.lacking(case_id, {modality}))}
-        if all(case_id in lacking for case_id in train):
-            raise InputError(where, f"{lacking[train[0]]} in any training case, and the model learns from both.")
-        notes += [note.replace("left out: no", "used with no") for note in _left_out_notes(lacking)]
-    return notes
+def _lacking_notes(cases: Sequence[str], cohort: Cohort, may_lack: frozenset[str]) -> list[str]:
+    """Cases that the model takes although they are without something."""
+    found = ((case_id, cohort.lacking(case_id, {need})) for need in sorted(may_lack) for case_id in cases)
+    reasons = {case_id: reason for case_id, reason in found if reason}  # nobody lacks all
+    return [note.replace("left out", "taken all the same") for note in _left_out_notes(reasons)]
 
 
 def _gene_sizes(selection: GeneSelection | None, groups: Sequence[str], where: str) -> dict[str, int]:
@@ -265,10 +263,8 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
     genes = None
     if GENES in needs:
         assert fold.selection is not None
-        read = [c for c in cases if not cohort.lacking(c, {GENES})]
-        genes = [selection_values(fold.selection), array_digest(cohort.genes(read, fold.selection))]
-        if len(read) < len(cases):
-            genes.append(read)
+        measured = [c for c in cases if not cohort.lacking(c, {GENES})]
+        genes = [selection_values(fold.selection), array_digest(cohort.genes(measured, fold.selection))]
     slides = [cohort.slide_digests(c) for c in cases] if SLIDES in needs else None
     clinical = None
     if fold.covariates is not None:
@@ -278,6 +274,7 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
         "models", REVISIONS["models"], settings, asdict(labels.task), fold.number, fold.train, fold.val,
         outcome, genes, slides, clinical, fold.notes, cohort.magnification, *_taken_over(fold, cohort),
         *([fold.intervals.edges] if experiment.params.get("shots") and fold.intervals else []),
+        *[[cohort.lacking(c, {need}) for c in cases] for need in sorted(model_class(experiment.model).may_lack)],
     )  # fmt: skip
 
 

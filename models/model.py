@@ -26,8 +26,8 @@ class Model(nn.Module):
     Attributes
     ----------
     needs : the modalities that a case must have, of "slides", "genes" and "clinical" (the case sheet)
-    spares : those of `needs` that a case may lack if it has another; `forward` then goes by `has_slides` and
-        `has_genes`, and the rows of what a sample lacks are zeros without a tile
+    may_lack : those of `needs` that a single case may lack, as long as it has one of them; `forward` then goes by
+        `has_slides` and `has_genes`
     gene_groups : the groups of the gene selection that `forward` reads
     Config : frozen dataclass of the model's own hyper-parameters, which are the keys of ``experiments.params``
     defaults : defaults of the experiment's keys (epochs, batch_size, lr, weight_decay, patience)
@@ -48,7 +48,7 @@ class Model(nn.Module):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
-    spares: ClassVar[frozenset[str]] = frozenset()
+    may_lack: ClassVar[frozenset[str]] = frozenset()
     gene_groups: ClassVar[tuple[str, ...]] = ()
     Config: ClassVar[type]
     config: Any

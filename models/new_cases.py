@@ -11,6 +11,7 @@ import numpy as np
 
 from models.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from models.data import Cohort
+from models.fold_mean import mean_survival
 from models.predict import CaseOutcome, predict_cases
 from models.registry import CLINICAL, GENES, SLIDES, model_class
 from models.train import use_device
@@ -32,8 +33,8 @@ def predict_new_cases(
     """Write a row per case of a run that none of the models was trained on, and return the cases left out.
 
     Probabilities, risks and survival are means over the folds' models; ``sd_...`` are standard deviations between them
-    (divided by their number, 0 for one). Survival curves, straight between the ends of their fold's intervals and flat
-    after the last, are averaged at the ends of the first fold's. Folds that were not trained are left out and counted.
+    (divided by their number, 0 for one). Survival curves are averaged by `models.fold_mean.mean_survival`. Folds that
+    were not trained are left out; column ``models`` counts the others.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def open_new(checkpoint: Checkpoint, results: Path, cases: str | Path | None) ->
     }
     given = {key: path for key, path in paths.items() if key in model.needs and Path(path).exists()}
     absent = sorted({key for key in paths if key in model.needs} - set(given))
-    if any(key not in model.spares for key in absent) or (absent and not given):
+    if any(key not in model.may_lack for key in absent) or (absent and not given):
         fix = "run `snakemake features expression` there, with the encoder and settings of the training run."
         raise InputError(paths[absent[0]], f"it does not exist; the model '{experiment.model}' reads {absent[0]}.", fix)
     if CLINICAL in model.needs and cases is None:
@@ -134,14 +135,10 @@ def mean_row(case_id: str, outcomes: Sequence[CaseOutcome], checkpoints: Sequenc
         return row | {f"p_{c}": p for c, p in zip(classes, mean.tolist(), strict=True)} | {
             f"sd_{c}": s for c, s in zip(classes, sd.tolist(), strict=True)
         }  # fmt: skip
-    ends = checkpoints[0].intervals.ends
-    curves = [
-        np.interp(ends, (0.0, *c.intervals.ends), (1.0, *o.survival))
-        for c, o in zip(checkpoints, outcomes, strict=True)
-    ]
+    edges = [c.intervals.ends for c in checkpoints if c.intervals is not None]
+    curve = mean_survival(edges, [o.survival for o in outcomes if o.survival is not None])
     risks = np.array([outcome.risk for outcome in outcomes], dtype=np.float64)
-    mean = np.mean(curves, axis=0).tolist()
     return row | {"risk": float(risks.mean()), "sd_risk": float(risks.std())} | {
-        **{f"survival_{k}": value for k, value in enumerate(mean, start=1)},
-        **{f"edge_{k}": value for k, value in enumerate(ends, start=1)},
+        **{f"survival_{k}": value for k, value in enumerate(curve, start=1)},
+        **{f"edge_{k}": value for k, value in enumerate(edges[0], start=1)},
     }  # fmt: skip

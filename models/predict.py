@@ -174,7 +174,7 @@ def predict_cases(
 
     outcomes, left_out = [], {}
     for case_id in case_ids:
-        reason = cohort.lacking(case_id, model.needs, model.spares)
+        reason = cohort.lacking(case_id, model.needs, model.may_lack)
         if reason:
             left_out[case_id] = reason
             continue
@@ -211,8 +211,8 @@ def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, logits: torch.T
 
 
 def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
-    spares_slides = SLIDES in model_class(checkpoint.experiment.model).spares
-    if not checkpoint.sizes.features or (spares_slides and cohort.magnification is None):
+    no_slides = cohort.magnification is None and SLIDES in model_class(checkpoint.experiment.model).may_lack
+    if not checkpoint.sizes.features or no_slides:
         return
     where = f"features for experiment '{checkpoint.experiment.name}'"
     if cohort.magnification != checkpoint.magnification:

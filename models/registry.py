@@ -20,14 +20,13 @@ class Entry:
 
     Attributes
     ----------
-    path : ``module:Class``; the class repeats `needs`, `spares` and `magnifications`, and a test holds them together
-    needs : the modalities that every case must have, but for `spares`
+    path : ``module:Class``; the class repeats `needs` and `magnifications`, and a test holds the two together
+    needs : the modalities that every case must have
     magnifications : how many magnifications of each slide it reads
     starts_from, taught_by : models that the experiments named by ``init_from`` may have: one whose weights this model
         starts from, and one that stays frozen and teaches it
     task_free : it learns without labels, once for all tasks
     is_probe : unless its hyper-parameter ``mode`` is `FINE_TUNE`, it must start from another
-    spares : those of `needs` that a case may lack, as long as it has another
     """
 
     path: str
@@ -37,7 +36,6 @@ class Entry:
     taught_by: frozenset[str] = frozenset()
     task_free: bool = False
     is_probe: bool = False
-    spares: frozenset[str] = frozenset()
 
 
 MODELS: dict[str, Entry] = {
@@ -51,18 +49,14 @@ MODELS: dict[str, Entry] = {
     "concat": Entry("models.concat:Concat", frozenset({SLIDES, GENES})),
     "add": Entry("models.add:Add", frozenset({SLIDES, GENES})),
     "bilinear": Entry("models.bilinear:Bilinear", frozenset({SLIDES, GENES})),
-    "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
-    "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
     "porpoise": Entry("models.porpoise:Porpoise", frozenset({SLIDES, GENES})),
     "survpath": Entry("models.survpath:SurvPath", frozenset({SLIDES, GENES})),
-    "feature-generation": Entry(
-        "models.feature_generation:FeatureGeneration", frozenset({SLIDES, GENES}), spares=frozenset({GENES})
-    ),
-    "ensemble": Entry("models.ensemble:Ensemble", frozenset({SLIDES, GENES}), spares=frozenset({SLIDES, GENES})),
+    "feature-generation": Entry("models.feature_generation:FeatureGeneration", frozenset({SLIDES, GENES})),
+    "ensemble": Entry("models.ensemble:Ensemble", frozenset({SLIDES, GENES})),
+    "mcat": Entry("models.mcat:Mcat", frozenset({SLIDES, GENES})),
+    "cmta": Entry("models.cmta:Cmta", frozenset({SLIDES, GENES})),
     "subspace": Entry("models.subspace:Subspace", frozenset({SLIDES, GENES})),
-    "subspace-tokens": Entry(
-        "models.subspace_tokens:SubspaceTokens", frozenset({SLIDES, GENES}), spares=frozenset({SLIDES, GENES})
-    ),
+    "subspace-tokens": Entry("models.subspace_tokens:SubspaceTokens", frozenset({SLIDES, GENES})),
     "disentangled-teacher": Entry("models.disentangled_teacher:DisentangledTeacher", frozenset({SLIDES, GENES}), 2),
     "disentangled-histology": Entry("models.disentangled_teacher:HistologyTeacher", frozenset({SLIDES}), 2),
     "disentangled-student": Entry(

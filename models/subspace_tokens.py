@@ -219,7 +219,7 @@ class SubspaceTokens(Model):
 
     name = "subspace-tokens"
     needs = frozenset({"slides", "genes"})
-    spares = frozenset({"slides", "genes"})
+    may_lack = frozenset({"slides", "genes"})
     gene_groups = (*SUBSPACES, "all")
     Config = SubspaceTokensConfig
     defaults: ClassVar = {"epochs": 40, "batch_size": 16, "lr": 5e-4, "weight_decay": 0.05, "patience": 10}

@@ -47,9 +47,7 @@ def make_case(rng: torch.Generator, slides: tuple[int, ...], pair: bool = False)
         for what, n in (("logits", OUTPUTS), ("features", 256))
     }
     yes = torch.ones(1, dtype=torch.bool)
-    return replace(
-        fine, genes=genes, clinical=clinical, coarser=coarser, parent=parent, lesson=lesson, taught=yes
-    )
+    return replace(fine, genes=genes, clinical=clinical, coarser=coarser, parent=parent, lesson=lesson, taught=yes)
 
 
 def _tiles(rng: torch.Generator, cells: list[Tensor]) -> Batch:

@@ -18,17 +18,17 @@ from pipeline.contracts.tasks import Task
 WIDTH = 6
 SMALL_PARAMS = {
     "clinical": {"columns": ["age", "sex", "site"], "categorical": ["site"]},
+    "survpath": {"width": 8, "attended": 8, "hidden": 8, "cut": "equal", "pieces": 3},
+    "porpoise": {"width": 12, "hidden": 6, "embedding": 8, "reduced": 4, "fused": 8},
+    "elastic-net": {"penalties": 4, "inner_folds": 3},
+    "tangle-pretraining": {"width": 16},
+    "mirror-pretraining": {"width": 48, "rna_mlp_ratio": 1.0, "prototypes": 48, "style_hidden": 8, "style_width": 8},
     "bilinear": {"embedding": 8},
     "transmil": {"width": 16},
     "mcat": {"width": 8, "pieces": 3},
     "cmta": {"width": 16, "pieces": 3},
-    "survpath": {"width": 8, "attended": 8, "hidden": 8, "cut": "equal", "pieces": 3},
-    "porpoise": {"width": 12, "hidden": 6, "embedding": 8, "reduced": 4, "fused": 8},
-    "elastic-net": {"penalties": 4, "inner_folds": 3},
     "subspace-tokens": {"width": 16},
     "tangle": {"width": 16, "mode": "fine_tune"},
-    "tangle-pretraining": {"width": 16, "hidden": 6},
-    "mirror-pretraining": {"width": 48, "rna_mlp_ratio": 1.0, "prototypes": 48, "style_hidden": 8, "style_width": 8},
     "mirror": {"width": 48, "rna_mlp_ratio": 1.0, "mode": "fine_tune"},
 }
 SYMBOLS = tuple(f"G{k:02d}" for k in range(12))

@@ -13,7 +13,7 @@ REVISIONS = {
     "splits": 1,
     "genes": 3,
     "scores": 1,
-    "models": 2,
+    "models": 3,
     "predictions": 2,
     "evaluation": 2,
     "report": 3,

@@ -12,7 +12,7 @@ from pipeline.report.molecular_section import folds_section
 from pipeline.report.pages import render_page
 from pipeline.report.provenance_section import provenance_section, random_encoders
 from pipeline.report.reading import ReportContext, Run, read_run
-from pipeline.report.results_section import results_sections
+from pipeline.report.results_section import pretraining_section, results_sections
 from pipeline.report.slides_section import slides_section
 from pipeline.report.stains_section import stains_section
 
@@ -32,6 +32,7 @@ def build_report(results: str | Path, out: str | Path, context: ReportContext) -
         "slides": slides_section(run),
         "stains": stains_section(run),
         "folds": folds_section(run),
+        "pretraining": pretraining_section(run),
         "tasks": results_sections(run),
         "provenance": provenance_section(run),
         "random_encoders": random_encoders(run),

@@ -17,7 +17,7 @@ from pipeline.contracts.predictions import (
     read_left_out,
     read_predictions,
 )
-from pipeline.contracts.tasks import SURVIVAL, Task
+from pipeline.contracts.tasks import PRETRAIN, SURVIVAL, Task
 from pipeline.contracts.training import FAILED, FoldRow, read_folds
 from pipeline.report.classification_figures import classification_figure
 from pipeline.report.figures import Picture, drawing, intervals, png
@@ -56,6 +56,17 @@ def _task_section(run: Run, task: Task) -> dict[str, Any]:
         "figures": _figures(task, predictions),
         "curves": training_curves(run, task.name, names),
         "confidence": metrics[0]["confidence"] if metrics else 0.95,
+    }
+
+
+def pretraining_section(run: Run) -> dict[str, Any] | None:
+    """What was trained without labels, once for all tasks; None where nothing was."""
+    listed = [x for x in run.context.config.get("experiments") or [] if PRETRAIN in (x.get("tasks") or ())]
+    if not listed:
+        return None
+    return {
+        "experiments": [_experiment_row(x, _folds(run, PRETRAIN, x["name"]), None) for x in listed],
+        "curves": training_curves(run, PRETRAIN, [x["name"] for x in listed], terms=True),
     }
 
 
@@ -114,7 +125,7 @@ def _experiment_row(experiment: Any, folds: list[FoldRow], predictions: Predicti
     return {
         "name": experiment["name"],
         "model": experiment.get("model", ""),
-        "mode": "reference" if experiment.get("reference") else "default",
+        "mode": ", ".join(["reference" if experiment.get("reference") else "default", *_settings(experiment)]),
         "needs": " + ".join(experiment.get("needs") or []),
         "folds": len(trained),
         "cases": len(predictions.rows) if predictions else 0,
@@ -122,6 +133,12 @@ def _experiment_row(experiment: Any, folds: list[FoldRow], predictions: Predicti
         "seconds": sum(row.seconds for row in trained),
         "notes": "; ".join(sorted({row.reason for row in trained if row.reason})),
     }
+
+
+def _settings(experiment: Any) -> list[str]:
+    """What the config says of the model's own choices: a preset (an ablation of its authors) and other parameters."""
+    given = [f"{key} {value}" for key, value in (experiment.get("params") or {}).items()]
+    return given + [f"from {name}" for name in experiment.get("init_from") or []]
 
 
 def _chance(task: Task, predictions: dict[str, Predictions]) -> dict[str, float]:

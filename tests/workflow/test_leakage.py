@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.contracts.cohort import read_cases
 from pipeline.contracts.expression import read_expression
+from pipeline.contracts.files import read_table, write_table
 from pipeline.contracts.genes import write_genes
 from pipeline.contracts.splits import TEST, TRAIN, read_splits
 from pipeline.expression import ExpressionParams, prepare_expression
@@ -25,7 +26,10 @@ TRAINED = ("genes/*/fold0.json", "models/*/*/fold0/*")
 
 def replace_held_out(cohort, fold: int = 0) -> set[str]:
     """Overwrite everything about the test cases of a fold with other, legal values."""
-    held_out = set(read_splits(cohort.results / "splits/splits.tsv").cases(fold, TEST))
+    return replace_cases(cohort, set(read_splits(cohort.results / "splits/splits.tsv").cases(fold, TEST)))
+
+
+def replace_cases(cohort, held_out: set[str]) -> set[str]:
     assert held_out
     data = cohort.path / "data"
     rng = np.random.default_rng(7)
@@ -59,8 +63,9 @@ def replace_held_out(cohort, fold: int = 0) -> set[str]:
 
 
 def predicted(cohort) -> dict[str, bytes]:
+    """Tables with a row: a model of genes alone has none per slide."""
     tables = cohort.contents("predictions/*/*.tsv")
-    return {name: content for name, content in tables.items() if not name.endswith("_left_out.tsv")}
+    return {n: text for n, text in tables.items() if not n.endswith("_left_out.tsv") and text.count(b"\n") > 1}
 
 
 @pytest.mark.workflow
@@ -99,3 +104,34 @@ def test_the_test_fails_with_a_leaky_selector(cohort, monkeypatch, centre):
     prepare_expression("data/rna.tsv.gz", table, ExpressionParams(), cases, cohorts=cohorts)
     assert selected(training) == honest
     assert selected(cases) != leaky
+
+
+@pytest.mark.workflow
+@pytest.mark.full
+def test_training_artefacts_do_not_see_external_cohorts(cohort):
+    """The finished cohort gets an external part: models are trained anew without it, and predict it."""
+    data = cohort.path / "data"
+    rows = read_table(data / "cases.tsv")
+    outside = {row["case_id"] for row in rows[1::4]}
+    for row in rows:
+        row["cohort"] = "far" if row["case_id"] in outside else "near"
+    write_table(data / "cases.tsv", list(rows[0]), rows)
+    ledger = (cohort.path / "splits.tsv").read_bytes()
+    cohort.edit_config(lambda config: config["splits"].update(external="far"))
+    cohort.snakemake()
+    assert (cohort.path / "splits.tsv").read_bytes() == ledger
+    trained = ("splits/splits.tsv", *(pattern.replace("fold0", "fold*") for pattern in TRAINED))
+    before = cohort.contents(*trained)
+    predictions = predicted(cohort)
+    external = {name for name in predictions if name.endswith("_external.tsv")}
+    slides = {name for name in predictions if name.endswith("_slides.tsv")}
+    assert (len(external), len(slides)) == (4, 2)
+    for task in ("grade", "survival"):
+        found = {(row["evaluation"], row["cohort"]) for row in read_table(cohort.results / f"evaluation/{task}.tsv")}
+        assert found == {("out-of-fold", ""), ("external-mean", "far"), ("external-folds", "far")}
+    assert "cohort far, single models" in (cohort.results / "report.html").read_text()
+    replace_cases(cohort, outside)
+    cohort.snakemake()
+    assert cohort.contents(*trained) == before
+    after = predicted(cohort)
+    assert {name for name in predictions if predictions[name] != after[name]} == external

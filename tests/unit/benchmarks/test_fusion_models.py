@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import fusion_models
 from benchmarks.fusion_models import (
     COMPARED,
     NO_RNA,
@@ -66,6 +68,26 @@ def test_verdicts(gap: float, verdict: str) -> None:
     noise = np.array([0.01, -0.01, 0.02, -0.02, 0.0])
     runs = [{("grade", OURS): Score(0.7 + gap + n, NOTHING), ("grade", "x"): Score(0.7, NOTHING)} for n in noise]
     assert difference(runs, "grade", OURS, "x").verdict == verdict
+
+
+def test_kept_scores_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def scores_of(trial: Trial, seed: int) -> dict[tuple[str, str], Score]:
+        asked.append((seed, trial.models))
+        return {(t, m): Score(seed / 200, NOTHING) for t in ("grade", "survival") for m in trial.models}
+
+    monkeypatch.setattr(fusion_models, "run_cohort", scores_of)
+    kept = tmp_path / "scores.json"
+    trial = Trial(cohorts=2, first_seed=100, models=(OURS,))
+    first = fusion_models.run(trial, kept=kept)
+    more = replace(trial, cohorts=3, models=(OURS, "snn"))
+    lines = fusion_models.run(more, kept=kept)
+    assert asked == [(100, (OURS,)), (101, (OURS,)), (100, ("snn",)), (101, ("snn",)), (102, (OURS, "snn"))]
+    assert len(first) == 2 and len(lines) == 6
+    assert fusion_models.run(more, kept=kept) == lines and len(asked) == 5
+    with pytest.raises(AssertionError, match="another size"):
+        fusion_models.run(replace(trial, patients=20), kept=kept)
 
 
 def test_runs_small() -> None:

@@ -69,11 +69,11 @@ def test_a_measurement_in_its_own_process():
 
 def test_what_goes_beyond_a_limit_is_said_and_not_run():
     assert set(DIRECTLY) <= set(MODELS)
-    series = Series("abmil", OURS, PREDICTION, {"MiB": 3000.0, "seconds": 50.0})
+    series = Series("abmil", DIRECT, PREDICTION, {"MiB": 3000.0, "seconds": 50.0})
     series.measured[10] = {"seconds": 0.5, "MiB": 100.0}
-    assert series.at(60) == "not run: would need 4 GB"
-    series.measured[10]["MiB"] = 1.0
-    assert series.at(110) == "not run: would take 60 s"
-    assert series.exponent("seconds") is None
-    series.measured[20] = {"seconds": 2.0, "MiB": 1.0}
+    assert series.exponent("seconds") is None and series.expected("MiB", 1000) == 0
+    series.measured[20] = {"seconds": 2.0, "MiB": 400.0}
     assert series.exponent("seconds") == pytest.approx(2)
+    assert series.at(60) == "not run: would need 4 GB"
+    series.limits["MiB"] = 1e9
+    assert series.at(110) == "not run: would take 60 s"

@@ -7,6 +7,7 @@ tolerance) and outputs with tolerances, for the released code run with those ten
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from models.model import Model
 from models.registry import model_class
 from models.transmil import NystromAttention, PositionEncoding
 from pipeline.contracts.errors import InputError
+from tests.model_batches import make_case, side_by_side, sizes_of
 from tests.toy_cohort import SMALL_PARAMS
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_baselines.json").read_text())
@@ -114,10 +116,9 @@ def golden_batch(samples: int) -> Batch:
     return batch_of(features, torch.ones(samples, 300, dtype=torch.bool), genes)
 
 
-def batch_of(features, mask, genes, slide=None, cell=None) -> Batch:
+def batch_of(features, mask, genes) -> Batch:
     present = torch.ones(len(genes), dtype=torch.bool)
-    ids = tuple(map(str, range(len(genes))))
-    return Batch(ids, present, present, features, mask, slide, cell, genes={"all": genes})
+    return Batch(tuple(map(str, range(len(genes)))), present, present, features, mask, genes={"all": genes})
 
 
 def near(values: torch.Tensor, expected: dict, key: str = "") -> None:
@@ -179,65 +180,35 @@ def test_bilinear_on_the_mean_has_the_parameters_of_the_released_variant():
 def small(name: str, kind: str = "survival", **params) -> Model:
     cls = model_class(name)
     torch.manual_seed(1)
-    return cls(cls.Config(**{**SMALL_PARAMS.get(name, {}), **params}), Sizes(6, {"all": 5}, 3, kind))
+    return cls(cls.Config(**{**SMALL_PARAMS.get(name, {}), **params}), sizes_of(kind))
 
 
-def cases(tiles: list[tuple[int, ...]]) -> list[Batch]:
-    """A case per entry, with a slide per number of tiles, each on a lattice of unequal sides."""
+def cases(*slides: tuple[int, ...]) -> list[Batch]:
     rng = torch.Generator().manual_seed(0)
-    made = []
-    for slides in tiles:
-        cells = [torch.randperm(63, generator=rng)[:n] for n in slides]
-        cell = torch.cat([torch.stack([c % 9, c // 9], dim=1) for c in cells])[None]
-        slide = torch.cat([torch.full((n,), k) for k, n in enumerate(slides)])[None]
-        features, genes = torch.randn(1, sum(slides), 6, generator=rng), torch.randn(1, 5, generator=rng)
-        made.append(batch_of(features, torch.ones(slide.shape, dtype=torch.bool), genes, slide, cell))
-    return made
+    return [make_case(rng, tiles) for tiles in slides]
 
 
-def joined(parts: list[Batch], extra: int = 3) -> Batch:
-    """Cases side by side, padded with garbage."""
-    longest = max(b.mask.shape[1] for b in parts) + extra
-
-    def pad(name: str, value: float) -> torch.Tensor:
-        rows = []
-        for values in (getattr(b, name)[0] for b in parts):
-            blank = values.new_full((longest, *values.shape[1:]), value)
-            blank[: len(values)] = values
-            rows.append(blank)
-        return torch.stack(rows)
-
-    genes = torch.cat([b.genes["all"] for b in parts])
-    return batch_of(pad("features", 1e6), pad("mask", 0), genes, pad("slide", -1), pad("cell", 0))
+FUSIONS = ("add", "bilinear", "mcat", "cmta", "porpoise", "survpath", "feature-generation", "ensemble")
 
 
-@pytest.mark.parametrize("name", ["transmil", "add", "bilinear", "mcat", "cmta"])
+@pytest.mark.parametrize("name", ["transmil", *FUSIONS])
 class TestInvariance:
-    @pytest.mark.parametrize("tiles", [[(1,)], [(7, 1), (50,), (1,)], [(12,), (12,)]])
-    def test_padding_and_batching_change_nothing(self, name, tiles):
-        model = small(name).eval()
-        parts = cases(tiles)
-        with torch.no_grad():
-            together = model(joined(parts)).logits
-            alone = torch.cat([model(part).logits for part in parts])
-        assert torch.isfinite(alone).all()
-        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
-
     def test_one_case_trains_every_parameter(self, name):
         model = small(name).train()
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout | torch.nn.AlphaDropout):
                 module.p = 0.0
-        outputs = model(cases([(9, 5)])[0])
-        (outputs.logits.square().sum() + sum(outputs.losses.values())).backward()
+        outputs = model(cases((9, 5))[0])
+        trained = outputs.branches or (outputs.logits,)
+        (sum(logits.square().sum() for logits in trained) + sum(outputs.losses.values())).backward()
         dead = {key for key, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()}
         assert not dead
 
     def test_shuffled_tiles_with_their_places(self, name):
         """Landmarks are means of consecutive tokens, so the order of the list stays part of TransMIL and CMTA."""
-        model, case = small(name).eval(), cases([(40,)])[0]
+        model, case = small(name).eval(), cases((40,))[0]
         order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-        shuffled = batch_of(case.features[:, order], case.mask, case.genes["all"], case.slide, case.cell[:, order])
+        shuffled = replace(case, features=case.features[:, order], cell=case.cell[:, order])
         with torch.no_grad():
             one, other = model(case).logits, model(shuffled).logits
         same = torch.allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -246,20 +217,20 @@ class TestInvariance:
 
 def test_batch_normalisation_takes_a_batch_of_one():
     model = small("bilinear", normalisation="batch").train()
-    outputs = model(cases([(4,)])[0])
+    outputs = model(cases((4,))[0])
     outputs.logits.sum().backward()
     assert torch.isfinite(outputs.logits).all() and model.head.weight.grad.abs().sum() > 0
 
 
 def test_only_the_released_start_couples_the_samples():
     """On equal lengths, so that samples run together: another second sample must not change the first."""
-    first, second, third = cases([(16,), (16,), (16,)])
+    first, second, third = cases((16,), (16,), (16,))
     third.features.mul_(30)
     for positions in ("lattice", "square"):
         model = small("transmil", positions=positions).eval()
         with torch.no_grad():
             model.encoder.attentions[0].qkv.weight.mul_(6)
-            one, other = (model(joined([first, b], extra=0)).logits[0] for b in (second, third))
+            one, other = (model(side_by_side([first, b], extra=0)).logits[0] for b in (second, third))
         assert torch.equal(one, other) == (positions == "lattice")
 
 

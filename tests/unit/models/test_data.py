@@ -63,8 +63,8 @@ def test_batch_holds_every_slide_of_a_case_in_place(opened):
 
 def test_a_model_without_slides_loads_none(opened):
     _, inputs, cohort = opened
-    batch = Collator(cohort, {"genes"}, read_genes(inputs.genes_path(0)), ("all",))([Sample("C05")])
-    assert batch.features is None and batch.mask is None and batch.genes["all"].shape == (1, len(SYMBOLS))
+    batch = Collator(cohort, {"genes"}, read_genes(inputs.genes_path(0)), ("all",))([Sample("C05"), Sample("C00")])
+    assert batch.features is None and batch.mask is None and batch.genes["all"].shape == (2, len(SYMBOLS))
     assert not batch.has_slides.any()
 
 

@@ -48,14 +48,17 @@ def test_path_equals_scikit_learn(rng, classes, ratio):
         np.testing.assert_allclose(w[1:] if classes == 2 else w, reference.coef_, atol=1e-4)
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_more_genes_than_cases_is_at_a_minimum(rng, classes):
-    """Screening lost no gene: where a weight is 0 the slope is within the penalty, elsewhere it balances it."""
+def test_more_genes_than_cases_is_at_a_minimum(rng, classes, strict):
+    """Screening lost no gene, even if it is made too strict: where a weight is 0 the slope is within the penalty,
+    elsewhere it balances it."""
     x, codes = rng.normal(size=(30, 100)) + rng.normal(size=(30, 1)), np.arange(30) % classes
     aim = np.eye(classes)[codes]
     largest = np.abs((aim.mean(axis=0) - aim).T @ x).max() / 30 / 0.6
     path = LogisticPath(x, codes, np.ones(30), 0.6)
     for penalty in largest * np.geomspace(1, 0.2, 4):
+        path._before = 0.0 if strict else path._before
         w, b = path.fit(penalty, FINE)
         logits = x @ w.T + b
         share = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -138,6 +141,18 @@ def test_where_nothing_can_be_spared_it_is_said(rng):
     rows, (note,) = model.fit(batch_of(rng.normal(size=(3, 6))), Targets(label=torch.tensor([2, 0, 1])), None)
     assert "the middle one" in note and [row["best"] for row in rows] == [0, 0, 1, 0, 0]
     assert all(row["cv_loss"] is None for row in rows)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_one_event_and_genes_without_any_difference(rng, last):
+    """At the last time nobody else is at risk, so that no gene can matter; a constant gene never does."""
+    genes, time = rng.normal(size=(8, 3)), np.arange(1.0, 9.0)
+    genes[:, 1] = 0
+    event = (np.arange(8) == (7 if last else 2)).astype(int)
+    model = build(3, 2, "survival", penalties=3)
+    model.fit(batch_of(genes), Targets(time=torch.from_numpy(time), event=torch.from_numpy(event)), None)
+    assert torch.isfinite(model.weight).all() and model.weight[0, 1] == 0
+    assert bool(model.weight.any()) != last and len(model.baseline_time) == 1
 
 
 def test_settings_are_checked():

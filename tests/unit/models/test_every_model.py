@@ -24,7 +24,7 @@ TRIALS = [
     for kind in (("pretraining",) if entry.task_free else KINDS)
 ]
 PREDICTING = [trial for trial in TRIALS if trial.values[1] != "pretraining"]
-SPARING = [trial for trial in PREDICTING if MODELS[trial.values[0]].spares]
+SPARING = [trial for trial in PREDICTING if model_class(trial.values[0]).may_lack]
 
 
 def build(name: str, kind: str, seed: int = 1, features: int = 6) -> Model:
@@ -123,8 +123,8 @@ def toy_cohort(tmp_path_factory) -> Cohort:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_modality_may_be_missing_only_where_the_model_says_so(toy_cohort, name):
     cls = model_class(name)
-    usable = {case: not toy_cohort.lacking(case, cls.needs, cls.spares) for case in ("C00", "C01", "C02", "C03")}
-    needed = cls.needs - cls.spares
+    usable = {case: not toy_cohort.lacking(case, cls.needs, cls.may_lack) for case in ("C00", "C01", "C02", "C03")}
+    needed = cls.needs - cls.may_lack
     only_slides, only_genes = cls.needs <= {SLIDES}, cls.needs <= {GENES}
     assert usable["C00"]
     assert usable["C01"] == (GENES not in needed and (not only_genes))
@@ -147,7 +147,7 @@ def test_what_is_missing_is_not_read_and_the_others_do_not_change(name, kind):
     whole = side_by_side(cases(name, (4,), (7, 2), (3,)))
     with torch.no_grad():
         before = model(whole).logits
-        for modality in sorted(MODELS[name].spares):
+        for modality in sorted(model.may_lack):
             part = without(whole, modality, 1)
             after = model(part).logits
             torch.testing.assert_close(after[[0, 2]], before[[0, 2]])
@@ -160,7 +160,7 @@ def test_what_is_missing_is_not_read_and_the_others_do_not_change(name, kind):
             else:
                 alone = replace(alone, has_slides=no, features=None, mask=None, slide=None, cell=None, coords=None)
             torch.testing.assert_close(model(alone).logits, after[1:2], rtol=1e-4, atol=1e-5)
-    for modality in sorted(MODELS[name].spares):
+    for modality in sorted(model.may_lack):
         trained = build(name, kind)
         assert torch.isfinite(step(trained, without(whole, modality, 1), kind)).all()
         assert all(torch.isfinite(p.grad).all() for p in trained.parameters() if p.grad is not None)

@@ -125,10 +125,10 @@ def test_cases_that_lack_a_modality_are_trained_on_predicted_and_counted(tmp_pat
     toy.slides = {slide: value for slide, value in toy.slides.items() if value[0] not in no_slide}
     inputs, rows, left_out, predicted = run(toy, model, task, tmp_path)
     assert [row.status for row in rows] == ["ok", "ok"]
-    assert "2 cases used with no RNA" in rows[0].reason
+    assert "2 cases taken all the same: no RNA" in rows[0].reason
     found = {row.case_id for row in predicted}
     if model == "ensemble":
-        assert "1 case used with no usable slide at 10x" in rows[0].reason
+        assert "1 case taken all the same: no usable slide at 10x" in rows[0].reason
         assert found == set(toy.cases) and not left_out and rows[0].n_train == len(train)
     else:
         assert "1 case left out: no usable slide at 10x" in rows[0].reason and rows[0].n_train == len(train) - 1
@@ -165,6 +165,20 @@ def test_generation_learns_to_reconstruct():
         embedding = model.genes(new.genes["all"])
         spread = ((embedding - embedding.mean(dim=0)) ** 2).mean()
         assert model(new).losses["reconstruction"] < 0.3 * spread
+
+
+def test_whose_rna_is_missing_enters_the_digest(tmp_path):
+    """The same values, in the same order, of another case."""
+    toy = make_toy(n=12, folds=2)
+    train = [r.case_id for r in toy.splits if r.fold == 0 and r.role == "train"]
+    digests = []
+    for folder, (absent, present) in (("a", train[:2]), ("b", train[1::-1])):
+        other = make_toy(n=12, folds=2)
+        other.rna[present] = toy.rna[train[0]]
+        del other.rna[absent]
+        inputs, made = other.write(tmp_path / folder), Experiment("e", "ensemble", epochs=1, params=STILL)
+        digests.append(train_folds(made, GRADE, inputs, tmp_path / folder, tmp_path / folder / "i.tsv")[0].digest)
+    assert digests[0] != digests[1]
 
 
 def test_a_modality_that_no_training_case_has_fails_the_fold(tmp_path):

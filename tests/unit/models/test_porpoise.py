@@ -29,7 +29,10 @@ def test_the_network_written_out():
 
     tiles = [layer("pool.project.0", x).relu() for x in case.features[0]]
     scores = [
-        layer("pool.attention.score", layer("pool.attention.content", t).tanh() * layer("pool.attention.gate", t).sigmoid())
+        layer(
+            "pool.attention.score",
+            layer("pool.attention.content", t).tanh() * layer("pool.attention.gate", t).sigmoid(),
+        )
         for t in tiles
     ]
     share = torch.cat(scores).softmax(dim=0)

@@ -255,7 +255,7 @@ def test_cases_without_a_side_are_trained_on_and_predicted(tmp_path: Path, task)
     experiment = Experiment("ours", "subspace-tokens", epochs=1, batch_size=5, params={"width": 16})
     train_folds(experiment, task, inputs, tmp_path / "models", tmp_path / "models" / "index.tsv", device="cpu")
     notes = " ".join(row.reason for row in read_folds(tmp_path / "models" / "index.tsv"))
-    assert "used with no RNA" in notes and "used with no usable slide" in notes
+    assert "taken all the same: no RNA" in notes and "taken all the same: no usable slide" in notes
     left_out = predict_folds(experiment, task, inputs, tmp_path / "models", tmp_path / "ours.tsv", device="cpu")
     rows = read_predictions(tmp_path / "ours.tsv").rows
     assert not left_out and {row.case_id for row in rows} == set(toy.cases)

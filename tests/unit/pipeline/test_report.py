@@ -353,6 +353,25 @@ def test_external_cohorts_are_shown_apart(run: Path) -> None:
     assert "no RNA there" not in text, "left over from an earlier run"
 
 
+def test_pretraining_has_a_table_and_its_loss_terms(run: Path) -> None:
+    """Presets and sources of an experiment are told; a run without pre-training has no such section."""
+    assert "Pre-training" not in build().text
+    made = {"name": "pre", "model": "mirror-pretraining", "tasks": ["_pretrain"], "params": {"preset": "no-clusters"}}
+    probe = {"name": "fuse", "model": "mirror", "tasks": ["grade"], "init_from": ["pre"], "reference": True}
+    write_folds(layout.models_index(run, "_pretrain", "pre"), [FoldRow(0, "ok", "", "d", 4, 1, 2, 2, 1.5)])
+    rows = [
+        {"epoch": e, "lr": 1, "loss": 2 / e, "align": 1 / e, "style": 0.0, "val_loss": 3 / e, "val_score": None}
+        for e in (1, 2)
+    ]
+    write_table(Path(layout.models(run, "_pretrain", "pre")) / "fold0" / "history.tsv", list(rows[0]), rows)
+    page = build(CONFIG | {"experiments": [made, probe]})
+    assert ["pre", "mirror-pretraining", "default, preset no-clusters", "", "1", "", "2/2", "1.5", ""] in page.rows
+    assert any(row[:3] == ["fuse", "mirror", "reference, from pre"] for row in page.rows)
+    (curves,) = [a for tag, a in page.tags if tag == "img" and a["alt"] == "training curves, pre"]
+    (others,) = [a for tag, a in page.tags if tag == "img" and a["alt"] == "training curves, fuse"]
+    assert int(curves["width"]) > 1.5 * int(others["width"])
+
+
 def test_folds_that_lack_something_are_shown(run: Path) -> None:
     assert ["1", "val", "survival", "no event"] in build().rows
 
