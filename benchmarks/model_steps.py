@@ -204,8 +204,12 @@ class Series:
         """A constant and a square through the two last sizes; 0 if there are fewer."""
         if len(self.measured) < 2:
             return 0.0
-        (a, low), (b, high) = [(n, self.measured[n][unit]) for n in sorted(self.measured)[-2:]]
-        return low + max(high - low, 0.0) * (tiles**2 - a**2) / (b**2 - a**2)
+        (a, low), (b, high) = [(self.read(n), self.measured[n][unit]) for n in sorted(self.measured)[-2:]]
+        return low + max(high - low, 0.0) * (self.read(tiles) ** 2 - a**2) / (b**2 - a**2) if a < b else high
+
+    def read(self, tiles: int) -> int:
+        """So many of a case's tiles are read."""
+        return min(tiles, DRAWN) if self.phase == STEP and self.name in (MIRROR, "mirror") else tiles
 
     def exponent(self, unit: str) -> float | None:
         """Slope of the logarithms over the three largest sizes; None of a single one."""
