@@ -49,7 +49,7 @@ EXPERIMENTS = (
     Experiment("abmil", "abmil", magnification=20, params=POOL, **SETTINGS),
     Experiment("concat", "concat", magnification=20, params=POOL, **SETTINGS),
     Experiment("mcat", "mcat", magnification=20, params={"width": 64}, **SETTINGS),
-    Experiment("subspace", "subspace", magnification=20, **SETTINGS),
+    Experiment("subspace", "subspace", magnification=20, **{**SETTINGS, "epochs": 20}),
 )
 OTHERS = tuple(experiment.name for experiment in EXPERIMENTS[1:])
 COMPARED = (

@@ -77,3 +77,11 @@ def test_what_goes_beyond_a_limit_is_said_and_not_run():
     assert series.at(60) == "not run: would need 4 GB"
     series.limits["MiB"] = 1e9
     assert series.at(110) == "not run: would take 60 s"
+
+
+def test_a_step_of_mirror_costs_what_it_draws():
+    series = Series(MIRROR, DIRECT, STEP, {"MiB": 1e9, "seconds": 1e9})
+    series.measured = {500: {"MiB": 100.0}, 2500: {"MiB": 900.0}}
+    assert series.expected("MiB", 20_000) == pytest.approx(900)
+    series.measured = {10_000: {"MiB": 900.0}, 20_000: {"MiB": 800.0}}
+    assert series.expected("MiB", 40_000) == 800

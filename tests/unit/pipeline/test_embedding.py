@@ -486,7 +486,8 @@ def feature_files(results: Path) -> dict[Path, bytes]:
     return {path.relative_to(results): path.read_bytes() for path in files}
 
 
-def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trials", [1, pytest.param(5, marks=pytest.mark.full)])
+def test_killed_at_any_moment_and_run_again(tmp_path: Path, trials: int) -> None:
     undisturbed = tmp_path / "undisturbed"
     make_cohort(undisturbed, slides=3, seed=11, stain="vahadane")
     process = embed_in_a_process(undisturbed, 0)
@@ -494,7 +495,7 @@ def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
     assert process.returncode == 0 and batches >= 6
     wanted = feature_files(undisturbed)
     assert len(wanted) == 6
-    for trial in range(5):
+    for trial in range(trials):
         results = tmp_path / f"trial{trial}"
         make_cohort(results, slides=3, seed=11, stain="vahadane")
         process = embed_in_a_process(results, 0.03)
