@@ -1,7 +1,7 @@
-"""The fusion model of this project: tumour and microenvironment tokens of slides and genes, either of which may lack.
+"""The fusion model of this project: tumour and microenvironment tokens of slides and genes, either may be missing.
 
 Two subspaces, tumour and microenvironment (TME), have a token each on either side. A gene token is made of the genes of
-its subspace, and of gene families where there are any; a slide token is what the queries of its subspace find among all
+its subspace, and of gene families where there are any; a slide token is what the query of its subspace finds among all
 tiles of the case. Three views of every case are trained in every step: both sides, slides alone, genes alone; the
 side that is lacking is a learned token. So the same weights predict with or without RNA, with or without slides.
 
