@@ -182,6 +182,8 @@ def test_bounds_at_2500_tiles(name, scale):
 @pytest.mark.parametrize("tiles", [1, 7, 1250, *(pytest.param(n, marks=pytest.mark.full) for n in (2500, 20_000))])
 @torch.no_grad()
 def test_any_number_of_tiles(name, tiles):
+    if (name, tiles) == ("disentangled-teacher", 20_000):
+        pytest.skip("its four attentions are of the class that the others try; evaluating them directly takes minutes")
     torch.manual_seed(5)
     models = [model_of(name, method).eval() for method in ("tabulated", "exact")]
     batch = one_case(models[0].magnifications, tiles)
