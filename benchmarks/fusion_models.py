@@ -34,7 +34,7 @@ from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.predictions import ClassPrediction, Predictions, SurvivalPrediction, read_predictions
 from pipeline.contracts.tasks import Task
 
-FIRST_SEED = 100
+FIRST_SEED = 200
 METRIC = {"grade": "auc", "survival": "c_index"}
 OURS, ORACLE = "subspace-tokens", "the planted burden itself"
 NO_RNA, NO_SLIDES = f"{OURS} without RNA", f"{OURS} without slides"

@@ -1,7 +1,7 @@
-"""The fusion model of this project: tumour and microenvironment tokens of slides and genes, either of which may lack.
+"""The fusion model of this project: tumour and microenvironment tokens of slides and genes, either may be missing.
 
 Two subspaces, tumour and microenvironment (TME), have a token each on either side. A gene token is made of the genes of
-its subspace, and of gene families where there are any; a slide token is what the queries of its subspace find among all
+its subspace, and of gene families where there are any; a slide token is what the query of its subspace finds among all
 tiles of the case. Three views of every case are trained in every step: both sides, slides alone, genes alone; the
 side that is lacking is a learned token. So the same weights predict with or without RNA, with or without slides.
 
@@ -14,8 +14,9 @@ The ideas are those of the systems beside it, the equations are this project's o
 - what slides learn from genes by subspace: Disentangled Multi-modal Learning (arXiv 2508.16479), `models.distillation`.
   Here within one model, and by relations: cases that genes call alike should look alike (as in relational knowledge
   distillation, Park et al. 2019, on cosines);
-- the views' heads add linear and self-normalising baselines (`models.meanpool`, `models.snn`) to what the tokens say,
-  so that a small cohort can fall back on them.
+- the views' heads add two linear baselines, of the mean tile and of all genes, to what the tokens say, so that a small
+  cohort can fall back on them. On development cohorts a self-normalising network of all genes in their place fitted
+  the training cases within a few epochs, before the slides had been learnt.
 
 It has been measured against the others on simulated cases only (``python -m benchmarks.fusion_simulation``), and earns
 its place there alone until real paired data is at hand.
@@ -204,7 +205,7 @@ class Sides:
     mask : bool [samples, tiles], the tiles to look at; of a sample without slides its first, empty place
     mean : [samples, features], standardised mean of the tiles; zeros without slides
     genes : [samples, 2, width], gene tokens; the learned ones without genes
-    all_genes : [samples, 128], of the network of all genes; zeros without genes
+    all_genes : [samples, genes], all genes over the root of their number; zeros without genes
     """
 
     tiles: Tensor
@@ -215,7 +216,7 @@ class Sides:
 
 
 class SubspaceTokens(Model):
-    """Tokens of two subspaces from two sides, a linear head on them and on their products, and the two baselines."""
+    """Tokens of two subspaces from two sides, a linear head on them and on their products, and two linear baselines."""
 
     name = "subspace-tokens"
     needs = frozenset({"slides", "genes"})
@@ -240,7 +241,6 @@ class SubspaceTokens(Model):
         self.tile_tokens = TileTokens(sizes.features, config)
         self.slide_side = SlideSide(config)
         self.gene_side = GeneSide(sizes, config)
-        self.all_genes = SelfNormalisingNetwork(sizes.genes["all"], dropout=NETWORK_DROPOUT)
         self.no_slides = nn.Parameter(torch.zeros(len(SUBSPACES), width))
         self.no_genes = nn.Parameter(torch.zeros(len(SUBSPACES), width))
         both = len(SUBSPACES) * width
@@ -248,8 +248,9 @@ class SubspaceTokens(Model):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(2 * both + width, outputs)
         self.slide_head = nn.Linear(sizes.features, outputs, bias=False)
-        self.gene_head = nn.Linear(128, outputs, bias=False)
-        nn.init.zeros_(self.slide_head.weight)
+        self.gene_head = nn.Linear(sizes.genes["all"], outputs, bias=False)
+        for head in (self.slide_head, self.gene_head):
+            nn.init.zeros_(head.weight)
         self.relate = nn.Linear(width, width)
 
     def forward(self, batch: Batch) -> Outputs:
@@ -276,7 +277,7 @@ class SubspaceTokens(Model):
         """Logits [samples, outputs] of samples seen through `slides` and `genes`, bool [samples] each, and their slide
         tokens [samples, 2, width].
 
-        logits = W [s; g; (A s) * (B g)] + b, and W_s mean + W_g SNN where that side is seen; s and g are the tokens of
+        logits = W [s; g; (A s) * (B g)] + b, and W_s mean + W_g all where that side is seen; s and g are the tokens of
         both subspaces one after the other, * is element by element.
         """
         on_slides, on_genes = slides[:, None, None], genes[:, None, None]
@@ -296,15 +297,16 @@ class SubspaceTokens(Model):
                 name: functional.dropout(x, self.config.gene_dropout, self.training) for name, x in batch.genes.items()
             }
             genes = torch.where(batch.has_genes[:, None, None], self.gene_side(seen), self.no_genes)
-            all_genes = self.all_genes(seen["all"])
+            everything = seen["all"].masked_fill(~batch.has_genes[:, None], 0.0) * self.gene_head.in_features**-0.5
         else:
-            genes, all_genes = self.no_genes.expand(here), self.no_genes.new_zeros(len(batch), 128)
+            genes = self.no_genes.expand(here)
+            everything = self.no_genes.new_zeros(len(batch), self.gene_head.in_features)
         if batch.features is None or batch.mask is None:
             tiles = self.no_slides.new_zeros(len(batch), 1, self.config.width)
             mean = self.no_slides.new_zeros(len(batch), self.slide_head.in_features)
-            return Sides(tiles, tiles.new_ones(len(batch), 1, dtype=torch.bool), mean, genes, all_genes)
+            return Sides(tiles, tiles.new_ones(len(batch), 1, dtype=torch.bool), mean, genes, everything)
         tiles = self.tiles(batch, batch.features, batch.mask)
-        return Sides(tiles, self.looked_at(batch.mask), self.mean(batch, batch.features, batch.mask), genes, all_genes)
+        return Sides(tiles, self.looked_at(batch.mask), self.mean(batch, batch.features, batch.mask), genes, everything)
 
     def tiles(self, batch: Batch, features: Tensor, mask: Tensor) -> Tensor:
         """Tile tokens [samples, tiles, width]."""

@@ -32,7 +32,8 @@ def built(kind: str = "classification", families: bool = False, seed: int = 1, *
         SubspaceTokensConfig(**{"width": 16, **params}), Sizes(FEATURES, GENES, 3, kind, families=of)
     )
     with torch.no_grad():  # as after training: nothing rests at zero
-        for parameter in (model.slide_side.guide.weight, model.slide_head.weight, model.no_slides, model.no_genes):
+        resting = (layer.weight for layer in (model.slide_side.guide, model.head, model.slide_head, model.gene_head))
+        for parameter in (*resting, model.no_slides, model.no_genes):
             parameter.normal_(std=0.3)
     model.tile_scale.update(torch.randn(40, FEATURES) * 2 + 1)
     model.mean_scale.update(torch.randn(40, FEATURES) + 1)
