@@ -85,9 +85,9 @@ def test_a_case_alone_trains(name, kind, tiles):
 
 @pytest.mark.full
 @pytest.mark.parametrize("tiles", [1250, 2500, 20_000])
-@pytest.mark.parametrize(("name", "kind"), TRIALS)
-def test_a_large_case_trains(name, kind, tiles):
-    check_step(name, kind, tiles)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_large_case_trains(name, tiles):
+    check_step(name, "pretraining" if MODELS[name].task_free else "survival", tiles)
 
 
 @pytest.mark.parametrize(("name", "kind"), PREDICTING)
