@@ -11,7 +11,8 @@ infiltration and `evasion` of immunity. What can be seen of them:
 
 The burden that decides grade and survival is ``0.9 atypia + 0.9 stroma - 1.4 immune / (1 + exp(2.5 evasion))``:
 infiltration protects unless it is evaded. Atypia is thus in the slides, stroma in the genes, and the third term only in
-both together. The truth was written before any model was tried on it, and knows nothing of how a model is made.
+both together. Factors and terms were written down before any model was tried on them and know nothing of how a model is
+made. The strengths in the slides were raised twice on one development cohort, where at first no model found them.
 """
 
 from __future__ import annotations
