@@ -73,7 +73,7 @@ def test_training_artefacts_do_not_see_held_out_cases(cohort):
     before = cohort.contents(*TRAINED)
     predictions = predicted(cohort)
     replace_held_out(cohort)
-    cohort.snakemake()
+    cohort.snakemake("evaluated")
     assert any(name.endswith("checkpoint.pt") for name in before)
     after = cohort.contents(*TRAINED)
     assert sorted(after) == sorted(before)

@@ -42,7 +42,7 @@ def test_touching_one_slide(cohort):
          f"embed_tiles {BATCH}", "index_features tiny", *PAGES, *AFTER_FEATURES, "all"]
     )  # fmt: skip
     before = cohort.stamps(*SLIDE_FILES)
-    cohort.snakemake()
+    cohort.snakemake("features")
     changed = touched(before, cohort.stamps(*SLIDE_FILES))
     failed = {f"slides/{row.slide_id}.json" for row in checked_rows(cohort).values() if row.status == "failed"}
     assert {name.rpartition("/")[2].rpartition(".")[0] for name in changed - failed} == {slide.stem}
@@ -64,7 +64,7 @@ def test_changing_one_label(cohort):
          "train_model grade genes", "train_model survival genes", "predict_cases grade genes",
          "predict_cases survival genes", "all"]
     )  # fmt: skip
-    cohort.snakemake()
+    cohort.snakemake("trained")
     after = cohort.stamps("**/*.h5", "**/*.h5ad", "slides/*", "models/survival/*/fold*/*")
     assert touched({k: v for k, v in before.items() if k in after}, after) == set(), "other tasks and slides stay"
 
@@ -99,7 +99,7 @@ def test_changing_encoders(cohort):
         "models/grade/genes/**/*",
     )
     before = cohort.stamps(*kept)
-    cohort.snakemake()
+    cohort.snakemake("trained")
     assert cohort.stamps(*kept) == before
 
 
