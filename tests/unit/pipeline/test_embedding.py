@@ -185,13 +185,13 @@ def test_unreadable_tiles_have_no_row_and_are_no_parents(tmp_path: Path, monkeyp
     assert stage.find("s0", "d") == remark
 
 
-@pytest.mark.parametrize(("share", "fails"), [(0.03, True), (0.13, False)])
+@pytest.mark.parametrize(("share", "fails"), [(0.03, True), (0.2, False)])
 def test_too_many_unreadable_tiles_fail_the_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, fails: bool
 ) -> None:
     rows = make_cohort(tmp_path, slides=2, columns=10, rows=8)
     grid = tile_set(tmp_path).magnifications[20]
-    damage(monkeypatch, centres(grid, grid.cell[[1, 2, 3]]))  # 3.9 % of 77, at most 3 of 25 tiles at 10x
+    damage(monkeypatch, centres(grid, grid.cell[[1, 2, 3]]))  # 3.9 % of 77, at most 3 of some 25 tiles at 10x
     # slide s1 is one row of cells taller, so its own tiles are where those of s0 are
     done = run_batch(stub_stage(tmp_path, max_failed_fraction=share), rows, tmp_path / "batch.tsv")
     assert done[0].status == ("failed" if fails else "ok")
