@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from pipeline.signatures import BUILTIN, load_signatures
 
@@ -118,16 +119,32 @@ def simulate(path: Path, patients: int = 12, size: int = 800) -> Cohort:
     return cohort
 
 
-@pytest.fixture(scope="session")
-def unrun(tmp_path_factory) -> Cohort:
-    return simulate(tmp_path_factory.mktemp("unrun") / "cohort")
+def made_once(path: Path, make: Callable[[Path], None]) -> Cohort:
+    """The cohort at ``path``, made by the first process of the suite that asks; the others wait for it."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            making = path.with_name(f"{path.name}.making")
+            shutil.rmtree(making, ignore_errors=True)
+            make(making)
+            making.rename(path)
+    return Cohort(path)
 
 
 @pytest.fixture(scope="session")
-def finished(unrun, tmp_path_factory) -> Cohort:
-    cohort = unrun.copy(tmp_path_factory.mktemp("finished") / "cohort")
-    cohort.snakemake()
-    return cohort
+def shared(tmp_path_factory, worker_id) -> Path:
+    """A folder of this run of the suite, one for all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def unrun(shared) -> Cohort:
+    return made_once(shared / "unrun", simulate)
+
+
+@pytest.fixture(scope="session")
+def finished(unrun, shared) -> Cohort:
+    return made_once(shared / "finished", lambda path: unrun.copy(path).snakemake())
 
 
 @pytest.fixture

@@ -78,7 +78,8 @@ def test_case_without_rna_is_reported_and_left_out_of_gene_models_only(cohort):
     column = lines[0].index("SIM-002")
     with gzip.open(cohort.path / "data/rna.tsv.gz", "wt") as handle:
         handle.writelines("\t".join(v for i, v in enumerate(line) if i != column) + "\n" for line in lines)
-    cohort.snakemake("results/predictions/grade/genes.tsv", "results/predictions/grade/slides.tsv")
+    predictions = [f"results/predictions/grade/{name}.tsv" for name in ("genes", "slides")]
+    cohort.snakemake("results/cohort/report.tsv", *predictions)
     joined = {(row["kind"], row["id"]) for row in read_table(cohort.results / "cohort/report.tsv")}
     assert ("case_without_rna", "SIM-002") in joined
     cases = {name: {row["case_id"] for row in read_table(cohort.results / f"predictions/grade/{name}.tsv")}

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -16,9 +17,12 @@ from tests.workflow.conftest import ARTEFACTS, ROOT
 @pytest.mark.parametrize(
     ("seed", "target"), [(0, "features"), *[pytest.param(s, "all", marks=pytest.mark.full) for s in range(1, 6)]]
 )
-def test_killed_embedding_then_rerun_equals_an_undisturbed_run(unrun, finished, tmp_path, seed, target):
-    cohort = unrun.copy(tmp_path / "cohort")
-    cohort.snakemake("stains")
+def test_killed_embedding_then_rerun_equals_an_undisturbed_run(finished, tmp_path, seed, target):
+    cohort = finished.copy(tmp_path / "cohort")
+    for later in ("features", "models", "predictions", "evaluation"):
+        shutil.rmtree(cohort.results / later)
+    for page in ("report.html", "verdict.tsv"):
+        (cohort.results / page).unlink()
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(cohort.command(target), cwd=ROOT, env=env, **quiet)
