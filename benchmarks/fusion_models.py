@@ -27,12 +27,13 @@ from benchmarks.planted_cohort import TASKS, TERMS, read_truth, write_planted
 from models.evaluate import metrics
 from models.experiment import Experiment, Inputs
 from models.predict import predict_folds
+from models.registry import FINE_TUNE, entry
 from models.train import train_folds
 from pipeline.contracts.expression import read_expression, write_expression
 from pipeline.contracts.features import read_index, write_index
 from pipeline.contracts.files import read_json, write_json
 from pipeline.contracts.predictions import ClassPrediction, Predictions, SurvivalPrediction, read_predictions
-from pipeline.contracts.tasks import Task
+from pipeline.contracts.tasks import PRETRAIN, PRETRAINING_TASK, Task
 
 FIRST_SEED = 200
 METRIC = {"grade": "auc", "survival": "c_index"}
@@ -40,7 +41,10 @@ OURS, ORACLE = "subspace-tokens", "the planted burden itself"
 NO_RNA, NO_SLIDES = f"{OURS} without RNA", f"{OURS} without slides"
 KEPT = ("fusion-scores", 1)  # kind and version of the file that keeps scores
 SETTINGS = {"epochs": 40, "batch_size": 16, "lr": 1e-3, "patience": 8}
+SHORTER = {**SETTINGS, "epochs": 20}  # for models of which a step takes long
 POOL = {"width": 64, "hidden": 32}
+MIRROR = {"width": 96}  # an eighth of what is published, for cohorts of this size
+PRETRAINING = {**MIRROR, "prototypes": 300, "style_hidden": 64, "style_width": 32, "latent": 16}
 EXPERIMENTS = (
     Experiment(OURS, OURS, magnification=20, **{**SETTINGS, "lr": 5e-4}),
     Experiment("linear", "linear"),
@@ -49,9 +53,22 @@ EXPERIMENTS = (
     Experiment("abmil", "abmil", magnification=20, params=POOL, **SETTINGS),
     Experiment("concat", "concat", magnification=20, params=POOL, **SETTINGS),
     Experiment("mcat", "mcat", magnification=20, params={"width": 64}, **SETTINGS),
-    Experiment("subspace", "subspace", magnification=20, **{**SETTINGS, "epochs": 20}),
-)
-OTHERS = tuple(experiment.name for experiment in EXPERIMENTS[1:])
+    Experiment("subspace", "subspace", magnification=20, **SHORTER),
+    Experiment("teacher", "disentangled-teacher", magnification=(20, 10), **SHORTER),
+    Experiment("student-alone", "disentangled-student", magnification=(20, 10), **SHORTER),
+    Experiment(
+        "student", "disentangled-student", magnification=(20, 10), init_from=("teacher", "student-alone"),
+        **{**SHORTER, "lr": 2e-4},
+    ),
+    Experiment("pretrained", "mirror-pretraining", magnification=20, params=PRETRAINING, **{**SETTINGS, "patience": 0}),
+    Experiment("mirror-probe", "mirror", magnification=20, init_from="pretrained", params=MIRROR, **SETTINGS),
+    Experiment(
+        "mirror-tuned", "mirror", magnification=20, init_from="pretrained", params={**MIRROR, "mode": FINE_TUNE},
+        **SHORTER,
+    ),
+)  # fmt: skip
+BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
+OTHERS = tuple(e.name for e in EXPERIMENTS[1:] if not entry(e.model).task_free)
 COMPARED = (
     *((OURS, other) for other in (*OTHERS, NO_RNA, NO_SLIDES)),
     *((NO_RNA, other) for other in ("meanpool", "abmil")),
@@ -94,24 +111,45 @@ def run_cohort(trial: Trial, seed: int) -> Scores:
         folder = Path(name)
         write_planted(folder, trial.patients, trial.folds, seed)
         truth = read_truth(folder)
-        for task in TASKS:
-            tables: dict[str, Predictions] = {}
-            for experiment in (e for e in EXPERIMENTS if e.name in trial.models):
-                tables |= _predicted(folder, task, experiment, trial.epochs)
-            found |= {(task.name, model): score(task, table, truth) for model, table in tables.items()}
-            anyone = next(iter(tables.values()))
-            found[task.name, ORACLE] = score(task, _oracle(anyone, truth), truth)
+        for experiment in chosen(trial):
+            if entry(experiment.model).task_free:
+                _trained(folder, PRETRAINING_TASK, experiment)
+                continue
+            for task in TASKS:
+                tables = _predicted(folder, task, experiment)
+                found |= {(task.name, model): score(task, table, truth) for model, table in tables.items()}
+                found[task.name, ORACLE] = score(task, _oracle(next(iter(tables.values())), truth), truth)
     return found
 
 
-def _predicted(folder: Path, task: Task, experiment: Experiment, epochs: int | None) -> dict[str, Predictions]:
-    """Held-out predictions of one model; of ours also with one side taken away."""
-    if epochs is not None and experiment.epochs is not None:
-        experiment = replace(experiment, epochs=epochs)
-    inputs = inputs_of(folder, task)
+def chosen(trial: Trial) -> list[Experiment]:
+    """The experiments of a trial and those that they start from or are taught by, which come before them."""
+    names = set(trial.models)
+    for experiment in reversed(EXPERIMENTS):
+        names |= set(experiment.init_from or ()) if experiment.name in names else set()
+    return [
+        e if trial.epochs is None or e.epochs is None else replace(e, epochs=trial.epochs)
+        for e in EXPERIMENTS
+        if e.name in names
+    ]
+
+
+def _trained(folder: Path, task: Task, experiment: Experiment) -> tuple[Inputs, Path]:
+    """What a model is trained on, and the folder of its checkpoints, which is made."""
+    sources = {
+        name: folder / "models" / (PRETRAIN if entry(BY_NAME[name].model).task_free else task.name) / name
+        for name in experiment.init_from or ()
+    }
+    inputs = replace(inputs_of(folder, task), sources=sources)
     models = folder / "models" / task.name / experiment.name
     rows = train_folds(experiment, task, inputs, models, models / "index.tsv", device="cpu")
     assert all(row.status == "ok" for row in rows), rows
+    return inputs, models
+
+
+def _predicted(folder: Path, task: Task, experiment: Experiment) -> dict[str, Predictions]:
+    """Held-out predictions of one model; of ours also with one side taken away."""
+    inputs, models = _trained(folder, task, experiment)
     given = {experiment.name: inputs}
     if experiment.name == OURS:
         given |= {NO_RNA: _without_rna(folder, inputs), NO_SLIDES: _without_slides(folder, inputs)}

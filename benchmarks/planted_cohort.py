@@ -5,7 +5,8 @@ infiltration and `evasion` of immunity. What can be seen of them:
 
 - a slide is a lattice of tiles, tumour in some smooth region, stroma in the rest, and a fifth with lymphocytes. In half
   of the tumour tiles features shift with `atypia`; `immune` moves lymphocytes from stroma into tumour, and there are
-  a few more of them. A shift of all tiles of a slide (its stain) and noise in every tile tell nothing;
+  a few more of them. A shift of all tiles of a slide (its stain) and noise in every tile tell nothing. At half the
+  magnification a tile is the mean of those it covers;
 - 20 of 60 TME genes follow `stroma`, 20 others half-heartedly `immune`, 20 of 60 tumour genes `evasion`, 10 others
   faintly `atypia`; two factors without meaning run through the rest, and 80 background genes.
 
@@ -73,7 +74,7 @@ def write_planted(folder: Path, patients: int, folds: int, seed: int) -> None:
         case: [_slide(truth.atypia[i], truth.immune[i], directions, tiles) for _ in range(1 + (i % 4 == 0))]
         for i, case in enumerate(case_ids)
     }
-    write_slides(folder, slides)
+    write_slides(folder, slides, coarser=True)
     _write_expression(folder / "expression.h5ad", case_ids, truth, genes)
     write_folds(folder, TASKS, folds, seed)
 

@@ -128,6 +128,11 @@ class Cohort:
             absent.append("no row in the case sheet")
         return " and ".join(absent)
 
+    def spared(self, case_id: str, needs: Iterable[str], may_lack: Iterable[str]) -> str:
+        """What a model that needs these modalities does without on a case, such as "no RNA", or ""."""
+        wanted = sorted(frozenset(needs) & frozenset(may_lack))
+        return " and ".join(filter(None, (self.lacking(case_id, {need}) for need in wanted)))
+
     def slide_ids(self, case_id: str) -> tuple[str, ...]:
         """Slides of a case in the index's order (sorted by slide_id)."""
         return tuple(records[0].slide_id for records in self._records.get(case_id, ()))

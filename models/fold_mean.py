@@ -20,12 +20,14 @@ def mean_over_folds(rows: Sequence[Prediction], classes: Sequence[str]) -> Predi
     if isinstance(first, ClassPrediction):
         mean = np.mean([row.probability for row in rows if isinstance(row, ClassPrediction)], axis=0)
         predicted = classes[int(mean.argmax())]
-        return ClassPrediction(first.case_id, ENSEMBLE, tuple(mean.tolist()), first.label, predicted, digest)
+        return ClassPrediction(
+            first.case_id, ENSEMBLE, tuple(mean.tolist()), first.label, predicted, digest, first.lacking
+        )
     timed = [row for row in rows if isinstance(row, SurvivalPrediction)]
     curve = mean_survival([row.edges for row in timed], [row.survival for row in timed])
     return SurvivalPrediction(
         first.case_id, ENSEMBLE, float(np.mean([row.risk for row in timed])), curve,
-        first.edges, first.time, first.event, digest,
+        first.edges, first.time, first.event, digest, first.lacking,
     )  # fmt: skip
 
 

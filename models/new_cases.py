@@ -24,6 +24,7 @@ from pipeline.contracts.training import OK, read_folds
 
 logger = logging.getLogger(__name__)
 
+FIRST_COLUMNS = ("case_id", "models", "lacking")
 ALL_FOLDS = -1  #: stands for the fold of a case that no fold's model could predict
 
 
@@ -34,7 +35,8 @@ def predict_new_cases(
 
     Probabilities, risks and survival are means over the folds' models; ``sd_...`` are standard deviations between them
     (divided by their number, 0 for one). Survival curves are averaged by `models.fold_mean.mean_survival`. Folds that
-    were not trained are left out; column ``models`` counts the others.
+    were not trained are left out; column ``models`` counts the others, and ``lacking`` names what a case was predicted
+    without, though the model can read it.
 
     Parameters
     ----------
@@ -113,9 +115,9 @@ def open_new(checkpoint: Checkpoint, results: Path, cases: str | Path | None) ->
 def columns_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
     if checkpoints[0].intervals is None:
         classes = classes_of(checkpoints)
-        return ["case_id", "models", "predicted", *(f"p_{c}" for c in classes), *(f"sd_{c}" for c in classes)]
+        return [*FIRST_COLUMNS, "predicted", *(f"p_{c}" for c in classes), *(f"sd_{c}" for c in classes)]
     ends = range(1, len(checkpoints[0].intervals.ends) + 1)
-    return ["case_id", "models", "risk", "sd_risk", *(f"survival_{k}" for k in ends), *(f"edge_{k}" for k in ends)]
+    return [*FIRST_COLUMNS, "risk", "sd_risk", *(f"survival_{k}" for k in ends), *(f"edge_{k}" for k in ends)]
 
 
 def classes_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -125,7 +127,7 @@ def classes_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
 
 def mean_row(case_id: str, outcomes: Sequence[CaseOutcome], checkpoints: Sequence[Checkpoint]) -> Mapping[str, Any]:
     """One case's row, of the outcomes that the checkpoints gave it, in their order."""
-    row: dict[str, Any] = {"case_id": case_id, "models": len(outcomes)}
+    row: dict[str, Any] = {"case_id": case_id, "models": len(outcomes), "lacking": outcomes[0].lacking}
     if checkpoints[0].intervals is None:
         classes = classes_of(checkpoints)
         given = [dict(zip(c.classes, o.probability, strict=True)) for c, o in zip(checkpoints, outcomes, strict=True)]

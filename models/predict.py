@@ -50,13 +50,15 @@ class CaseOutcome:
 
     `probability` is [classes] in the order of the checkpoint's classes. For survival, `risk` is higher for an earlier
     event and `survival` [bins] holds at the ends of the checkpoint's intervals. The other kind's fields are None.
-    `slides` says the same of each slide alone, by slide_id, where that was asked for.
+    `lacking` names what it was predicted without, though the model can read it. `slides` says the same of each slide
+    alone, by slide_id, where that was asked for.
     """
 
     case_id: str
     probability: np.ndarray | None = None
     risk: float | None = None
     survival: np.ndarray | None = None
+    lacking: str = ""
     slides: dict[str, CaseOutcome] = field(default_factory=dict)
 
 
@@ -179,13 +181,14 @@ def predict_cases(
             left_out[case_id] = reason
             continue
         logits = logits_of(samples_of(cohort, [case_id], per_slide=length is not None))
-        outcome = _outcome(case_id, model, checkpoint, logits)
+        spared = cohort.spared(case_id, model.needs, model.may_lack)
+        outcome = _outcome(case_id, model, checkpoint, logits, spared)
         single = [Sample(case_id, slide_id) for slide_id in cohort.slide_ids(case_id)]
         if slides and single and SLIDES in model.needs:
             # A row per slide is at hand in reference mode, and where the case has one slide.
             each = logits if len(logits) == len(single) else logits_of(single)
             parts = {
-                str(sample.slide_id): _outcome(case_id, model, checkpoint, each[k : k + 1])
+                str(sample.slide_id): _outcome(case_id, model, checkpoint, each[k : k + 1], spared)
                 for k, sample in enumerate(single)
             }
             outcome = replace(outcome, slides=parts)
@@ -202,12 +205,13 @@ def _logits(model: Model, batches: Sequence[Batch]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, logits: torch.Tensor) -> CaseOutcome:
+def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, logits: torch.Tensor, lacking: str) -> CaseOutcome:
     """The mean over the rows of `logits`."""
     if checkpoint.intervals is None:
-        return CaseOutcome(case_id, probability=softmax(logits).mean(axis=0))
+        return CaseOutcome(case_id, probability=softmax(logits).mean(axis=0), lacking=lacking)
     risk, survival = model.outcome(logits.double(), checkpoint.intervals)
-    return CaseOutcome(case_id, risk=float(risk.mean()), survival=survival.mean(dim=0).cpu().numpy())
+    curve = survival.mean(dim=0).cpu().numpy()
+    return CaseOutcome(case_id, risk=float(risk.mean()), survival=curve, lacking=lacking)
 
 
 def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
@@ -252,6 +256,7 @@ def _row(outcome: CaseOutcome, checkpoint: Checkpoint, labels: Labels) -> Predic
             labels.label[case_id],
             checkpoint.classes[int(outcome.probability.argmax())],
             checkpoint.digest,
+            outcome.lacking,
         )
     assert outcome.risk is not None and outcome.survival is not None and checkpoint.intervals is not None
     return SurvivalPrediction(
@@ -263,6 +268,7 @@ def _row(outcome: CaseOutcome, checkpoint: Checkpoint, labels: Labels) -> Predic
         labels.time[case_id],
         labels.event[case_id],
         checkpoint.digest,
+        outcome.lacking,
     )
 
 

@@ -2,8 +2,9 @@
 
 ``<name>.tsv`` is out of fold, a row per case. Classification: ``case_id, fold, p_<class> ..., label, predicted``.
 Survival: ``case_id, fold, risk, survival_1 .., edge_1 .., time, event``; `survival_k` is the probability to outlive
-`edge_k`, in the task's unit, and both are empty beyond a fold's number of intervals. Both end in ``checkpoint`` (digest
-of the fold's) and ``format_version``. Beside it lie, with the same columns:
+`edge_k`, in the task's unit, and both are empty beyond a fold's number of intervals. Both end in ``lacking`` (what the
+case was predicted without, though the model can read it, such as "no RNA"; empty for most), ``checkpoint`` (digest of
+the fold's) and ``format_version``. Beside it lie, with the same columns:
 
 - ``<name>_external.tsv``: the cases of external cohorts, a row per case and fold, and one whose fold is ``mean``: the
   mean of the folds' models (`models.fold_mean`);
@@ -25,7 +26,7 @@ from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import check_version, read_table, write_table
 
 KIND = "predictions"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LEFT_OUT_COLUMNS = ("case_id", "fold", "reason")
 ENSEMBLE = -1  #: stands for the fold of a row that is the mean over folds; "mean" in files
 CASE, SLIDE = "case", "slide"  #: what a model was trained on, of a `SlidePrediction`
@@ -41,6 +42,7 @@ class ClassPrediction:
     label: str
     predicted: str
     checkpoint: str = ""
+    lacking: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class SurvivalPrediction:
     time: float | None
     event: int | None
     checkpoint: str = ""
+    lacking: str = ""
 
 
 Prediction = ClassPrediction | SurvivalPrediction
@@ -142,12 +145,13 @@ def _class_table(classes: Sequence[str], rows: Sequence[ClassPrediction]) -> tup
             **{f"p_{name}": p for name, p in zip(classes, row.probability, strict=True)},
             "label": row.label,
             "predicted": row.predicted,
+            "lacking": row.lacking,
             "checkpoint": row.checkpoint,
             "format_version": FORMAT_VERSION,
         }
         for row in rows
     ]
-    return [*columns, "checkpoint", "format_version"], table
+    return [*columns, "lacking", "checkpoint", "format_version"], table
 
 
 def _survival_table(rows: Sequence[SurvivalPrediction]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -163,12 +167,13 @@ def _survival_table(rows: Sequence[SurvivalPrediction]) -> tuple[list[str], list
             **{f"edge_{k}": value for k, value in enumerate(row.edges, start=1)},
             "time": row.time,
             "event": row.event,
+            "lacking": row.lacking,
             "checkpoint": row.checkpoint,
             "format_version": FORMAT_VERSION,
         }
         for row in rows
     ]
-    return [*columns, "time", "event", "checkpoint", "format_version"], table
+    return [*columns, "time", "event", "lacking", "checkpoint", "format_version"], table
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -238,6 +243,7 @@ def _class_row(record: dict[str, str], classes: Sequence[str]) -> ClassPredictio
         record["label"],
         record["predicted"],
         record["checkpoint"],
+        record["lacking"],
     )
 
 
@@ -255,6 +261,7 @@ def _survival_row(record: dict[str, str]) -> SurvivalPrediction:
         float(record["time"]) if record["time"] else None,
         int(record["event"]) if record["event"] else None,
         record["checkpoint"],
+        record["lacking"],
     )
 
 

@@ -14,7 +14,7 @@ REVISIONS = {
     "genes": 3,
     "scores": 1,
     "models": 3,
-    "predictions": 2,
+    "predictions": 3,
     "evaluation": 2,
-    "report": 3,
+    "report": 4,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from pipeline.contracts import layout
 from pipeline.contracts.files import read_table
 from pipeline.contracts.predictions import (
     ClassPrediction,
+    Prediction,
     Predictions,
     SurvivalPrediction,
     left_out_path,
@@ -128,11 +131,17 @@ def _experiment_row(experiment: Any, folds: list[FoldRow], predictions: Predicti
         "mode": ", ".join(["reference" if experiment.get("reference") else "default", *_settings(experiment)]),
         "needs": " + ".join(experiment.get("needs") or []),
         "folds": len(trained),
-        "cases": len(predictions.rows) if predictions else 0,
+        "cases": _counted(predictions.rows if predictions else ()),
         "epochs": ", ".join(f"{row.best_epoch}/{row.epochs}" for row in trained),
         "seconds": sum(row.seconds for row in trained),
         "notes": "; ".join(sorted({row.reason for row in trained if row.reason})),
     }
+
+
+def _counted(rows: Sequence[Prediction]) -> str:
+    """How many cases are predicted, and how many of them without something that the model can read; "" for none."""
+    lacking = Counter(row.lacking for row in rows if row.lacking)
+    return str(len(rows) or "") + "".join(f", {count} with {what}" for what, count in sorted(lacking.items()))
 
 
 def _settings(experiment: Any) -> list[str]:

@@ -129,7 +129,11 @@ def test_cases_that_lack_a_modality_are_trained_on_predicted_and_counted(tmp_pat
     _, by_slide = read_slide_predictions(tmp_path / "s.tsv")
     assert {row.slide_id for row in by_slide} == set(toy.slides)
     assert "2 cases taken all the same: no RNA" in rows[0].reason
-    found = {row.case_id for row in predicted}
+    lacking = {row.case_id: row.lacking for row in predicted}
+    assert {case for case, what in lacking.items() if what == "no RNA"} == no_rna
+    assert {case for case, what in lacking.items() if "slide" in what} == (no_slide if model == "ensemble" else set())
+    assert {row.row.case_id for row in by_slide if row.row.lacking == "no RNA"} == no_rna
+    found = set(lacking)
     if model == "ensemble":
         assert "1 case taken all the same: no usable slide at 10x" in rows[0].reason
         assert found == set(toy.cases) and not left_out and rows[0].n_train == len(train)

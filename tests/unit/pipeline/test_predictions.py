@@ -25,14 +25,17 @@ from pipeline.contracts.training import FoldRow, read_folds, write_folds
 
 def test_classes_round_trip_sorted(tmp_path):
     rows = [
-        ClassPrediction("b", 1, (0.1 + 0.2, 0.7 - 1e-17), "G2", "G 3", "abc"),
+        ClassPrediction("b", 1, (0.1 + 0.2, 0.7 - 1e-17), "G2", "G 3", "abc", "no RNA"),
         ClassPrediction("a", 0, (1.0, 0.0), "", "G2", "abd"),
     ]
     write_class_predictions(tmp_path / "t.tsv", ("G2", "G 3"), rows)
     table = read_predictions(tmp_path / "t.tsv")
     assert table.classes == ("G2", "G 3")
     assert table.rows == (rows[1], rows[0])
-    assert (tmp_path / "t.tsv").read_text().startswith("case_id\tfold\tp_G2\tp_G 3\tlabel\tpredicted\tcheckpoint\t")
+    header = (tmp_path / "t.tsv").read_text().splitlines()[0]
+    assert header.split("\t") == [
+        "case_id", "fold", "p_G2", "p_G 3", "label", "predicted", "lacking", "checkpoint", "format_version"
+    ]  # fmt: skip
 
 
 def test_class_names_of_any_text_go_from_the_sheet_to_the_table_and_back(tmp_path):
@@ -53,7 +56,7 @@ def test_class_names_of_any_text_go_from_the_sheet_to_the_table_and_back(tmp_pat
 def test_survival_round_trip_with_fewer_intervals_in_one_fold(tmp_path):
     rows = [
         SurvivalPrediction("a", 0, -1.25, (0.9, 0.4, 0.1), (10.0, 20.0, 33.3), 15.0, 1, "x"),
-        SurvivalPrediction("b", 1, 3e-9, (0.5,), (40.0,), None, None, "y"),
+        SurvivalPrediction("b", 1, 3e-9, (0.5,), (40.0,), None, None, "y", "no usable slide at 20x"),
     ]
     write_survival_predictions(tmp_path / "t.tsv", rows)
     table = read_predictions(tmp_path / "t.tsv")
@@ -72,7 +75,7 @@ def test_refuses_other_versions_and_repeated_cases(tmp_path):
     row = ClassPrediction("a", 0, (1.0, 0.0), "A", "A", "d")
     write_class_predictions(path, ("A", "B"), [row])
     good = path.read_text()
-    path.write_text(good.replace("\t1\n", "\t2\n"))
+    path.write_text(good.replace("\t2\n", "\t3\n"))
     with pytest.raises(FormatError, match="version"):
         read_predictions(path)
     path.write_text(good + good.splitlines()[1] + "\n")

@@ -209,7 +209,10 @@ def write_models(results: Path, rng: np.random.Generator) -> None:
     ]
     write_survival_predictions(layout.predictions(results, "survival", "snn"), survival)
     for experiment in ("snn", "fuse"):
-        rows = [ClassPrediction(c, i // 2 % 2, (0.4, 0.6), "hl"[i % 2], "l") for i, c in enumerate(CASES[:6])]
+        rows = [
+            ClassPrediction(c, i // 2 % 2, (0.4, 0.6), "hl"[i % 2], "l", lacking="no RNA" if i < 2 else "")
+            for i, c in enumerate(CASES[:6])
+        ]
         path = layout.predictions(results, "grade", experiment)
         write_class_predictions(path, ("h", "l"), rows)
         write_left_out(left_out_path(path), [LeftOut("c6", 0, "no usable slide at 20x")])
@@ -332,6 +335,7 @@ def test_results_are_there(run: Path) -> None:
     assert ["snn", "8", "0.712 0.600 to 0.800"] in page.rows
     assert ["snn", "8", "\u2013 \u2013 to \u2013", "0.712 0.600 to 0.800", "no such case"] in page.rows
     assert ["snn", "fuse", "AUC", "-0.046", "-0.200 to 0.100", "6"] in page.rows
+    assert any(row[0] == "fuse" and "6, 2 with no RNA" in row for row in page.rows if row)
     assert "90 % bootstrap" in page.text
 
 
