@@ -71,7 +71,7 @@ BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 OTHERS = tuple(e.name for e in EXPERIMENTS[1:] if not entry(e.model).task_free)
 COMPARED = (
     *((OURS, other) for other in (*OTHERS, NO_RNA, NO_SLIDES)),
-    *((NO_RNA, other) for other in ("meanpool", "abmil")),
+    *((NO_RNA, other) for other in ("meanpool", "abmil", "student")),
     *((NO_SLIDES, other) for other in ("linear", "snn")),
 )
 

@@ -18,6 +18,7 @@ from benchmarks.fusion_models import (
     OURS,
     Score,
     Trial,
+    chosen,
     difference,
     report,
     run_cohort,
@@ -99,3 +100,23 @@ def test_runs_small() -> None:
     lines = report([scores, scores])
     pairs = [(a, b) for a, b in COMPARED if {a, b} <= {OURS, NO_RNA, NO_SLIDES, "snn"}]
     assert len(lines) == 2 * (5 + len(pairs))
+
+
+def test_what_a_model_starts_from_and_is_taught_by_is_trained_before_it() -> None:
+    names = [e.name for e in chosen(Trial(models=("student", "mirror-probe"), epochs=3))]
+    assert names == ["teacher", "student-alone", "student", "pretrained", "mirror-probe"]
+    assert {e.epochs for e in chosen(Trial(models=("student",), epochs=3))} == {3}
+    scores = run_cohort(Trial(patients=24, cohorts=1, epochs=1, models=("mirror-probe",)), 6)
+    assert set(scores) == {(t, m) for t in ("grade", "survival") for m in ("mirror-probe", ORACLE)}
+
+
+def test_coarser_tiles_are_the_mean_of_those_they_cover(tmp_path: Path) -> None:
+    write_planted(tmp_path, 4, 2, 7)
+    for case in ("SIM-001", "SIM-002"):
+        fine, coarse = (read_bag(tmp_path / "features" / m / f"{case}.h5") for m in ("20x", "10x"))
+        assert len(coarse.cell) < len(fine.cell) and (fine.parent >= 0).all()
+        np.testing.assert_array_equal(coarse.cell[fine.parent], fine.cell // 2)
+        for row in range(len(coarse.cell)):
+            np.testing.assert_allclose(
+                coarse.features[row], fine.features[fine.parent == row].mean(axis=0), rtol=1e-5, atol=1e-6
+            )
