@@ -17,6 +17,9 @@ MIN_INK_PX = 16
 MIN_RED_INK_MM2 = 0.05  # smaller red spots are vessels full of blood
 MIN_INK_SHARE = 0.02  # of a small field: a piece this large is ink whatever its area
 
+MIN_PURPLE_INK_MM2 = 0.03
+PURPLE_DENSITY, PURPLE_RED = 0.3, 0.45  # of green, and red over green: eosin has a fifth, haematoxylin 0.6 or more
+
 DARK_DENSITY = 0.3  # of the densest channel, about half of the light
 
 FOLD_NEIGHBOURHOOD_UM = 200.0  # sigma of the tissue around that a fold is compared with
@@ -65,6 +68,27 @@ def find_ink(density: np.ndarray, um_per_px: float) -> np.ndarray:
         | large_pieces(warm, smallest_red)
         | without_frames(large_pieces(black, smallest))
     )
+    return dilated(ink, INK_HALO_UM / um_per_px) if ink.any() else ink
+
+
+def find_purple_ink(density: np.ndarray, plain: np.ndarray, um_per_px: float) -> np.ndarray:
+    """Pen marks of the colour of haematoxylin, with their rim: dense, and without the nuclei that are dense in tissue.
+
+    Ink on glass or so thick that it hides the tissue; tissue that shines through is not plain. Calcifications and
+    smeared nuclei may be taken for it, which are no tiles to learn from either.
+
+    Parameters
+    ----------
+    density : float32 [rows, columns, 3], smoothed
+    plain : bool [rows, columns], where `focus.measure_focus` sees next to no detail
+
+    Returns
+    -------
+    bool [rows, columns]
+    """
+    red, green = density[..., 0], density[..., 1]
+    purple = plain & (green > PURPLE_DENSITY) & (red > PURPLE_RED * green)
+    ink = large_pieces(purple, max(MIN_PURPLE_INK_MM2 / (um_per_px / 1000) ** 2, MIN_INK_PX))
     return dilated(ink, INK_HALO_UM / um_per_px) if ink.any() else ink
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -22,7 +23,18 @@ DETAIL_SPREAD_CELLS = 1.0  # sigma
 SURROUNDINGS_CELLS, SURROUNDINGS_WEIGHT = 4.0, 0.15  # sigma; focus changes slowly over a slide
 CELL_PX = 16  # side of the squares that the two are averaged over
 BLOCK_PX = 1024  # read at a time; whole cells, and whole tiles of most files, so that nothing is decoded twice
+PLAIN_DETAIL, PLAIN_STRUCTURE = 4.0, 64.0  # grey levels squared; stained tissue has 2 to 10 times as much of either
 MAX_SOURCE_PX = 1_000_000_000  # decoded per slide; beyond it only every n-th block is read
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Energy of detail and of structure (grey levels squared), spread over their surroundings, wherever a block holds
+    tissue, 0 elsewhere; and `plain`, bool, where there was next to nothing of both."""
+
+    detail: Raster
+    structure: Raster
+    plain: Raster
 
 
 def sharpness(detail: np.ndarray, structure: np.ndarray) -> np.ndarray:
@@ -34,8 +46,8 @@ def sharpness(detail: np.ndarray, structure: np.ndarray) -> np.ndarray:
     return np.minimum(np.sqrt((detail + FLOOR) / (structure + FLOOR)), 1)
 
 
-def measure_focus(reader: SlideReader, tissue: Raster) -> tuple[Raster, Raster]:
-    """Energy of detail and of structure (grey levels squared) wherever a block holds tissue, 0 elsewhere.
+def measure_focus(reader: SlideReader, tissue: Raster) -> Focus:
+    """Measure every block that holds tissue.
 
     Where the file holds no pyramid near `FOCUS_UM_PER_PX`, and where the tissue is large, only every n-th block is read
     (`MAX_SOURCE_PX`); the others, and those that cannot be decoded, take the mean of the nearest one that was.
@@ -62,13 +74,14 @@ def measure_focus(reader: SlideReader, tissue: Raster) -> tuple[Raster, Raster]:
     for row, column in blocks:
         known[_cells_of(row, column)] = 1
     detail, structure = energies
+    plain = (known > 0) & (detail < PLAIN_DETAIL) & (structure < PLAIN_STRUCTURE)
     # Structure reaches beyond the edges that it comes from; their detail must reach as far, or flat tissue beside a
     # sharp edge would seem blurred. Where there is little of either, the surroundings decide.
     detail = _mean_around(detail, known, DETAIL_SPREAD_CELLS)
     detail, structure = (
         values + SURROUNDINGS_WEIGHT * _mean_around(values, known, SURROUNDINGS_CELLS) for values in (detail, structure)
     )
-    return Raster(detail, cell), Raster(structure, cell)
+    return Focus(Raster(detail, cell), Raster(structure, cell), Raster(plain, cell))
 
 
 def _blocks_with_tissue(tissue: Raster, shape: tuple[int, int], cell: tuple[float, float]) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.artefacts import find_dark, find_folds
+from pipeline.artefacts import find_dark, find_folds, find_purple_ink
 from pipeline.contracts.tissue import Tissue
 from pipeline.focus import measure_focus, sharpness
 from pipeline.outlines import fill
@@ -43,13 +43,15 @@ def measure_quality(reader: SlideReader, tissue: Tissue, rgb: np.ndarray) -> Qua
     scale = tissue.px_per_mask_px
     um = (tissue.um_per_px[0] * tissue.um_per_px[1]) ** 0.5
     is_tissue = fill(tissue.in_mask_px(tissue.tissue), width, height)
-    ink = fill(tissue.in_mask_px(tissue.ink), width, height)
     density = smoothed(optical_density(rgb), um)
-    detail, structure = measure_focus(reader, Raster(is_tissue, scale))
+    focus = measure_focus(reader, Raster(is_tissue, scale))
+    edges = [np.arange(count + 1) * own for count, own in zip((width, height), scale, strict=True)]
+    plain = focus.plain.means(*edges) > 0.5
+    ink = fill(tissue.in_mask_px(tissue.ink), width, height) | find_purple_ink(density, plain, um)
     return QualityMaps(
         pen=Raster(ink, scale),
         dark=Raster(find_dark(density, ink), scale),
         fold=Raster(find_folds(density, is_tissue & ~ink, um), scale),
-        detail=detail,
-        structure=structure,
+        detail=focus.detail,
+        structure=focus.structure,
     )

@@ -4,7 +4,7 @@ REVISIONS = {
     "cohort": 1,
     "check": 3,
     "tissue": 2,
-    "tiles": 2,
+    "tiles": 3,
     "stain": 2,
     "features": 2,
     "import": 1,

@@ -20,9 +20,9 @@ from pipeline.focus import measure_focus, sharpness
 from pipeline.overlays import REASONS, draw_tiles
 from pipeline.rasters import Raster
 from pipeline.slide import open_slide
-from pipeline.tile_quality import QualityMaps
+from pipeline.tile_quality import QualityMaps, measure_quality
 from pipeline.tiling import TilingParams, TilingStage, make_grids
-from pipeline.tissue import TissueParams, TissueStage, detect, optical_density, smoothed
+from pipeline.tissue import TissueParams, TissueStage, detect, find_tissue, optical_density, smoothed
 from tests.slide_files import GLASS, half, image, real_file, write_tiff
 
 
@@ -45,7 +45,7 @@ def focus_of(path, um=None) -> np.ndarray:
         edges = [
             np.arange(0, side + 1e-9, 112 / own) for side, own in zip(reader.dimensions, reader.um_per_px, strict=True)
         ]
-        return sharpness(*(m.means(*edges) for m in maps))
+        return sharpness(maps.detail.means(*edges), maps.structure.means(*edges))
 
 
 # ---- focus
@@ -103,12 +103,13 @@ def test_blocks_hardly_matter_and_far_blocks_are_not_read(tmp_path, monkeypatch)
         whole = measure_focus(reader, everywhere)
         monkeypatch.setattr(focus, "BLOCK_PX", 128)
         pieces = measure_focus(reader, everywhere)
-        one, many = (sharpness(*(m.means(*edges) for m in maps)) for maps in (whole, pieces))
+        one, many = (sharpness(m.detail.means(*edges), m.structure.means(*edges)) for m in (whole, pieces))
         assert many == pytest.approx(one, rel=0.12)
         corner = np.zeros((13, 16), bool)
         corner[-1, -1] = True
-        detail, structure = measure_focus(reader, Raster(corner, (100.0, 100.0)))
-        assert detail.values.shape == whole[0].values.shape and (detail.values > 0).sum() == 90  # 2 x 2 blocks, cut
+        found = measure_focus(reader, Raster(corner, (100.0, 100.0)))
+        detail, structure = found.detail, found.structure
+        assert detail.values.shape == whole.detail.values.shape and (detail.values > 0).sum() == 90  # 2 x 2 blocks, cut
         assert ((detail.values > 0) == (structure.values > 0)).all()
 
 
@@ -218,6 +219,64 @@ def test_dark_without_a_hue_is_dark_and_tissue_or_ink_is_not():
     found = find_dark(density, find_ink(density, 8.0))
     assert found[:17].all() and found[63:77, :110].all()
     assert not found[25:55].any() and not found[85:, 20:110].any() and not found[95:, 125:].any()
+
+
+# ---- purple ink
+
+
+def purple_ink_of(path, um=None) -> np.ndarray:
+    """Share of squares of 112 um under pen, float [rows, columns], those that lie inside the slide."""
+    with open_slide(path, um) as reader:
+        tissue, rgb, found = find_tissue(reader, "s", TissueParams(), "d")
+        assert not found.ink.any() and found.tissue.any()
+        pen = measure_quality(reader, tissue, rgb).pen
+        edges = [
+            np.arange(0, side + 1e-9, 112 / own) for side, own in zip(reader.dimensions, reader.um_per_px, strict=True)
+        ]
+        return pen.shares(*edges)
+
+
+@pytest.mark.parametrize("um", [0.25, 0.5, 2.0])
+def test_purple_ink_is_told_from_nuclei_by_having_none(tmp_path, um):
+    """A stroke on glass and over the rim of the tissue, as dense as haematoxylin; the nuclei beside it stay tissue."""
+    rng = np.random.default_rng()
+    rgb = image(2400, 1600, GLASS)
+    rgb[:, 1200:] = cells_and_fibres(1200, 1600, rng)
+    cv2.line(rgb, (800, -100), (900 + int(rng.integers(200)), 1700), (105, 60, 150), 600)
+    rgb = np.clip(rgb + rng.normal(0, 1.5, rgb.shape), 0, 255).astype(np.uint8)
+    size = (int(2400 * 0.5 / um), int(1600 * 0.5 / um))
+    found = purple_ink_of(
+        write_tiff(tmp_path / "a.tif", [cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)], mpp=(um, um))
+    )
+    assert found[:, 4:5].min() > 0.8 and found[:, 6:].max() < 0.5 and max(found[:, 7:].max(), found[:, 0].max()) < 1e-9
+
+
+def test_a_real_stroke_in_purple(tmp_path):
+    """The texture of a real green stroke on glass, its density turned to that of purple ink: the same place is found."""
+    with open_slide(real_file("he-patches/histolab_green_pen_no_tissue.png"), 1.0) as reader:
+        rgb, _ = reader.thumbnail(1.0)
+    green = Raster(find_ink(smoothed(optical_density(rgb), 1.0), 1.0), (1.0, 1.0))
+    density = -np.log10(np.maximum(rgb, 1) / 255) * (0.9, 4.0, 1.5)
+    path = write_tiff(tmp_path / "a.tif", [np.clip(255 * 10**-density, 0, 255).astype(np.uint8)], mpp=(1.0, 1.0))
+    found, truth = purple_ink_of(path), green.shares(np.arange(0, 512, 112), np.arange(0, 512, 112))
+    assert np.abs(found - truth).max() < 0.3 and np.abs(found - truth).mean() < 0.06
+
+
+@pytest.mark.parametrize("name", ["slides/CMU-1-Small-Region.svs", "slides/C3L-00601-26_5x_pyramid.tif"])
+def test_real_tissue_is_no_purple_ink(name):
+    assert not purple_ink_of(real_file(name)).any()
+
+
+def test_real_fields_are_no_purple_ink():
+    names = ("histolab_high_nuclei.png", "histolab_tcga_lung.png", "nct_crc_LYM-AATTSRNN.tif", "tiatoolbox_target.png")
+    for name in names:
+        assert not purple_ink_of(real_file(f"he-patches/{name}"), 0.5).any()
+
+
+def test_plain_eosin_is_no_purple_ink(tmp_path):
+    """Colloid, oedema, necrosis: dense and featureless, but without haematoxylin's red density."""
+    rgb = image(1200, 1200, (226, 95, 140))
+    assert not purple_ink_of(write_tiff(tmp_path / "a.tif", [rgb])).any()
 
 
 # ---- what tiles become of it
