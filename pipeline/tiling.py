@@ -306,7 +306,7 @@ class TilingStage:
                 grids = make_grids(facts.um_per_px, facts.bounds, raster, sources, self._params, quality)
         void = "" if any(len(grid) for grid in grids.values()) else self._nothing(allowed, refused, grids)
         self._path(slide_id).unlink(missing_ok=True)  # never beside a newer picture
-        write_picture(self._overlay(slide_id), draw_tiles(rgb, tissue.px_per_mask_px, grids))
+        write_picture(self._overlay(slide_id), draw_tiles(rgb, facts.dimensions, grids))
         if void:
             grids = {}
         tiles = TileSet(slide_id, grids, refused, facts.dimensions, facts.um_per_px, digest, void)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 
 from pipeline.contracts import layout
@@ -20,13 +19,13 @@ from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.contracts.timings import SlideTimings, read_timings
 from pipeline.contracts.tissue import Tissue, read_tissue
+from pipeline.overlays import shrunk
 from pipeline.report.pages import render_page
 from pipeline.report.pictures import photograph
-from pipeline.report.slide_pictures import OVERVIEW_PX, QUALITY, cell_layer, sampled_tiles, shrunk
+from pipeline.report.slide_pictures import OVERVIEW_PX, QUALITY, cell_layer, sampled_tiles, tile_colour
 from pipeline.slide import open_checked
 
 T = TypeVar("T")
-KEPT_COLOURS = ((47, 102, 144), (200, 116, 44), (63, 138, 100), (122, 90, 166))  # RGB, finest magnification first
 EXCLUDED_COLOURS = ((176, 57, 74), (150, 30, 140), (90, 90, 90), (200, 60, 20), (20, 120, 120))
 TIMED = ("read", "normalise", "encode", "write")
 
@@ -190,7 +189,7 @@ def _overview(record: SlideRecord, image: np.ndarray) -> dict[str, Any]:
     if record.tiles:
         dimensions = record.tiles.dimensions
         for number, (m, grid) in enumerate(record.grids.items()):
-            colour = KEPT_COLOURS[number % len(KEPT_COLOURS)]
+            colour = tile_colour(number)
             layers.append(
                 _layer(
                     f"{m:g}x tiles",
@@ -271,10 +270,3 @@ def _timing_row(slug: str, timings: SlideTimings) -> dict[str, Any]:
         "share": {name: 100 * value / total for name, value in seconds.items()},
         "tiles_per_second": timings.tiles / timings.wall if timings.wall else None,
     }
-
-
-def read_overview(results: str | Path, slide_id: str) -> np.ndarray | None:
-    """The thumbnail with its contours, uint8 [height, width, RGB], None where there is none."""
-    path = layout.tissue_overlay(results, slide_id)
-    image = cv2.imread(path) if Path(path).exists() else None
-    return None if image is None else image[..., ::-1]

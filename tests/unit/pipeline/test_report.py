@@ -35,7 +35,7 @@ from pipeline.contracts.tiles import TileGrid, TileSet, write_tiles
 from pipeline.contracts.training import FoldRow, write_folds
 from pipeline.report.build import ReportContext, build_report
 from pipeline.report.classification_figures import fold_curves
-from pipeline.report.slides_section import draw_tiles, spread
+from pipeline.report.slides_section import outline_tiles, spread
 from pipeline.report.survival_figures import split_by_risk
 from pipeline.stain_transfer import BUILTIN_TARGET
 
@@ -435,7 +435,7 @@ def test_spread_takes_both_ends_and_no_more_than_asked(n: int) -> None:
 
 def test_tiles_are_drawn_where_they_lie() -> None:
     white = np.full((224, 300, 3), 255, np.uint8)  # half the slide's size, unequal sides
-    picture = draw_tiles(white, TileSet("s", {20: grid()}, {}, (WIDTH, HEIGHT), (0.5, 0.5), "d"))
+    picture = outline_tiles(white, TileSet("s", {20: grid()}, {}, (WIDTH, HEIGHT), (0.5, 0.5), "d"))
     changed = (picture != 255).any(axis=2)
     assert picture.shape == white.shape
     assert changed[50, 150:200].all() and changed[50:101, 150].all()  # cell (3, 1): x 300-400, y 100-200 of the slide
