@@ -43,8 +43,8 @@ class ForeignBag:
     encoder: str = field(default="")
 
 
-def read_arrays(path: Path, extra: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """``features`` [N, D], ``coords`` [N, 2] and the attributes of `coords`, with those of `features` under ``extra``.
+def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """``features`` [N, D], ``coords`` [N, 2] and the attributes of both, those of `features` as ``features.{name}``.
 
     Raises SlideError for a file that is damaged, still being written, or of another shape.
     """

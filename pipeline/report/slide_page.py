@@ -105,7 +105,7 @@ def summarise(record: SlideRecord, digest: str, has_thumbnail: bool) -> SlideQua
         tissue_mm2=tissue.tissue_mm2 if tissue else None,
         ink_mm2=tissue.ink_mm2 if tissue else None,
         tiles={f"{m:g}x": len(grid) for m, grid in record.grids.items()},
-        excluded=sum(len(cells) for grid in record.grids.values() for cells in _excluded(grid).values()),
+        excluded=sum(len(cells) for grid in record.grids.values() for cells in grid.excluded.values()),
         unreadable=max((sum(counts.values()) for counts in record.unreadable.values()), default=0),
         stain=stain.method if stain else "",
         angle=stain.diagnostics.get("angle_degrees") if stain else None,
@@ -113,11 +113,6 @@ def summarise(record: SlideRecord, digest: str, has_thumbnail: bool) -> SlideQua
         has_thumbnail=has_thumbnail,
         digest=digest,
     )
-
-
-def _excluded(grid: TileGrid) -> Mapping[str, np.ndarray]:
-    """Cells that had tissue and failed a threshold, by reason."""
-    return getattr(grid, "excluded", {})
 
 
 def slide_page(record: SlideRecord, overview: np.ndarray | None, target: StainColours, is_simulated: bool) -> str:
@@ -130,7 +125,7 @@ def slide_page(record: SlideRecord, overview: np.ndarray | None, target: StainCo
         "stages": _stage_rows(record),
         "overview": None if overview is None else _overview(record, overview),
         "tiles": [_tile_row(record, m, grid) for m, grid in record.grids.items()],
-        "reasons": sorted({reason for grid in record.grids.values() for reason in _excluded(grid)}),
+        "reasons": sorted({reason for grid in record.grids.values() for reason in grid.excluded}),
         "refused": sorted((record.tiles.refused if record.tiles else {}).items(), reverse=True),
         "qc": [(m, _qc_rows(grid)) for m, grid in record.grids.items() if grid.qc and len(grid)],
         "samples": samples,
@@ -199,9 +194,9 @@ def _overview(record: SlideRecord, image: np.ndarray) -> dict[str, Any]:
                     number == 0,
                 )
             )
-        for number, reason in enumerate(sorted({r for grid in record.grids.values() for r in _excluded(grid)})):
-            m, grid = next((m, g) for m, g in record.grids.items() if reason in _excluded(g))
-            cells, colour = _excluded(grid)[reason], EXCLUDED_COLOURS[number % len(EXCLUDED_COLOURS)]
+        for number, reason in enumerate(sorted({r for grid in record.grids.values() for r in grid.excluded})):
+            m, grid = next((m, g) for m, g in record.grids.items() if reason in g.excluded)
+            cells, colour = grid.excluded[reason], EXCLUDED_COLOURS[number % len(EXCLUDED_COLOURS)]
             if len(cells):
                 drawn = cell_layer(cells, grid, dimensions, size, colour)
                 layers.append(_layer(f"excluded at {m:g}x: {reason}", len(cells), colour, drawn, True))
@@ -221,7 +216,7 @@ def _tile_row(record: SlideRecord, magnification: float, grid: TileGrid) -> dict
         "source": f"level {grid.source_level} at {grid.source_um_per_px[0]:.4g}",
         "n": len(grid),
         "tissue": float(np.median(grid.tissue_fraction)) if len(grid) else None,
-        "excluded": {reason: len(cells) for reason, cells in _excluded(grid).items()},
+        "excluded": {reason: len(cells) for reason, cells in grid.excluded.items()},
         "unreadable": {slug: counts.get(label) for slug, counts in record.unreadable.items()},
     }
 

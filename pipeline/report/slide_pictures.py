@@ -66,10 +66,10 @@ def cell_layer(
     return png_image(layer)
 
 
-def sampled_rows(grid: TileGrid, slide_id: str, count: int = SAMPLES) -> np.ndarray:
+def sampled_rows(grid: TileGrid, slide_id: str) -> np.ndarray:
     """Rows of a grid drawn without replacement, in the grid's order; the slide's id is the seed."""
     seed = np.frombuffer(slide_id.encode(), np.uint8)
-    return np.sort(np.random.default_rng(seed.astype(np.uint32)).permutation(len(grid))[:count])
+    return np.sort(np.random.default_rng(seed.astype(np.uint32)).permutation(len(grid))[:SAMPLES])
 
 
 def sampled_tiles(

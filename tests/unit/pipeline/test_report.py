@@ -24,9 +24,8 @@ from pipeline.contracts.predictions import (
     LeftOut,
     SurvivalPrediction,
     left_out_path,
-    write_class_predictions,
     write_left_out,
-    write_survival_predictions,
+    write_predictions,
 )
 from pipeline.contracts.slides import SlideFacts, write_slide_facts
 from pipeline.contracts.splits import SplitRow, write_splits
@@ -207,14 +206,14 @@ def write_models(results: Path, rng: np.random.Generator) -> None:
         SurvivalPrediction(c, i % 2, float(rng.random()), (0.8, 0.5), (200.0, 400.0), 100.0 + 50 * i, i % 2)
         for i, c in enumerate(CASES)
     ]
-    write_survival_predictions(layout.predictions(results, "survival", "snn"), survival)
+    write_predictions(layout.predictions(results, "survival", "snn"), (), survival)
     for experiment in ("snn", "fuse"):
         rows = [
             ClassPrediction(c, i // 2 % 2, (0.4, 0.6), "hl"[i % 2], "l", lacking="no RNA" if i < 2 else "")
             for i, c in enumerate(CASES[:6])
         ]
         path = layout.predictions(results, "grade", experiment)
-        write_class_predictions(path, ("h", "l"), rows)
+        write_predictions(path, ("h", "l"), rows)
         write_left_out(left_out_path(path), [LeftOut("c6", 0, "no usable slide at 20x")])
     for task, experiment in (("survival", "snn"), ("grade", "snn"), ("grade", "fuse")):
         rows = [FoldRow(0, "ok", "", "d", 4, 1, 3, 2, 1.25)]
