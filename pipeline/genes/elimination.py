@@ -1,7 +1,7 @@
 """Recursive feature elimination with a linear SVM and inner cross-validation: MIRROR's gene selection.
 
 Every round fits the machine to the genes that are left and drops those of the smallest squared weight; an inner
-cross-validation says how many should stay. Source: mirror specification, section 4; Guyon et al., Mach Learn 46, 389
+cross-validation says how many should stay. Source: Guyon et al., Mach Learn 46, 389
 (2002). The result is that of scikit-learn's RFECV around its LinearSVC, solved to the end (but that
 RFECV misses ties between accuracies that rounding has moved apart).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from pipeline.report.pictures import photograph
 from pipeline.report.slide_pictures import OVERVIEW_PX, QUALITY, cell_layer, sampled_tiles, tile_colour
 from pipeline.slide import open_checked
 
-T = TypeVar("T")
 EXCLUDED_COLOURS = ((176, 57, 74), (150, 30, 140), (90, 90, 90), (200, 60, 20), (20, 120, 120))
 TIMED = ("read", "normalise", "encode", "write")
 
