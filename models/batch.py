@@ -33,12 +33,14 @@ class Targets:
     label, interval : int64 [samples], class code and survival interval (0 = earliest)
     time : float64 [samples], in the task's unit
     event : int64 [samples], 1 = event, 0 = censored
+    patient : int64 [samples], equal for samples of one patient; None where every case is another patient
     """
 
     label: Tensor | None = None
     interval: Tensor | None = None
     time: Tensor | None = None
     event: Tensor | None = None
+    patient: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         return Targets(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})

@@ -366,15 +366,21 @@ def targets_of(
     case_ids: Sequence[str], labels: Labels, classes: Sequence[str] = (), intervals: Intervals | None = None
 ) -> Targets:
     """Targets of samples in order; `classes` and `intervals` are the fold's own."""
-    if labels.task.kind == CLASSIFICATION:
-        code = {name: number for number, name in enumerate(classes)}
-        return Targets(label=torch.tensor([code[labels.label[c]] for c in case_ids], dtype=torch.int64))
     if labels.task.kind == PRETRAINING:
         return Targets()
+    patient = None
+    if labels.patient:
+        names = [labels.patient.get(c, c) for c in case_ids]
+        patient = torch.from_numpy(np.unique(names, return_inverse=True)[1].astype(np.int64))
+    if labels.task.kind == CLASSIFICATION:
+        code = {name: number for number, name in enumerate(classes)}
+        label = torch.tensor([code[labels.label[c]] for c in case_ids], dtype=torch.int64)
+        return Targets(label=label, patient=patient)
     assert intervals is not None
     time = np.array([labels.time[c] for c in case_ids], dtype=np.float64)
     return Targets(
         interval=torch.from_numpy(intervals.of(time)),
         time=torch.from_numpy(time),
         event=torch.tensor([labels.event[c] for c in case_ids], dtype=torch.int64),
+        patient=patient,
     )

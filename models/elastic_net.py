@@ -33,8 +33,8 @@ class ElasticNetConfig:
     ----------
     l1_ratios : from near 0 (all genes) to 1 (lasso); of several the best is taken
     penalties, smallest : so many penalties, from the least that leaves no gene down to `smallest` times it
-    inner_folds : of the cross-validation that chooses. It deals out training cases, by class or event. The genes were
-        selected and scaled on all of them before
+    inner_folds : of the cross-validation that chooses. It deals out training patients, by class or event. The genes
+        were selected and scaled on all of them before
     balanced : weight classes by the inverse of their frequency among training cases
     """
 
@@ -71,7 +71,8 @@ class ElasticNet(Linear):
         """
         columns = self.columns(batch).cpu().numpy()
         problem = self._problem(columns, targets)
-        inner = dealt(problem.groups, self.config.inner_folds)
+        patient = None if targets.patient is None else targets.patient.cpu().numpy()
+        inner = dealt(problem.groups, self.config.inner_folds, patient)
         rows = [row for ratio in self.config.l1_ratios for row in self._tried(problem, inner, ratio)]
         best, reason = self._choice(rows, inner)
         for row in rows:
@@ -124,8 +125,19 @@ class ElasticNet(Linear):
         return Classes(columns, targets.label.cpu().numpy(), len(self.bias), self.config.balanced)
 
 
-def dealt(groups: np.ndarray, folds: int) -> np.ndarray:
-    """Inner fold of each case, each group spread evenly; -1 for the only case of its group, never held out."""
+def dealt(groups: np.ndarray, folds: int, patient: np.ndarray | None = None) -> np.ndarray:
+    """Inner fold of each case, each group spread evenly; -1 for the only one of its group, never held out.
+
+    Cases of one `patient` share a fold; she counts for the group of her first case, and is never held out where she has
+    all cases of a group.
+    """
+    if patient is not None:
+        _, first, member = np.unique(patient, return_index=True, return_inverse=True)
+        inner = dealt(groups[first], folds)[member]
+        for group in np.unique(groups):
+            if len(set(inner[groups == group])) == 1:
+                inner[np.isin(member, member[groups == group])] = -1
+        return inner
     inner, next_fold = np.full(len(groups), -1), 0
     rng = np.random.default_rng(0)
     for group in np.unique(groups):

@@ -274,6 +274,7 @@ def _digest(fold: Fold, experiment: Experiment, labels: Labels, cohort: Cohort) 
         "models", REVISIONS["models"], settings, asdict(labels.task), fold.number, fold.train, fold.val,
         outcome, genes, slides, clinical, fold.notes, cohort.magnification, *_taken_over(fold, cohort),
         *([fold.intervals.edges] if experiment.params.get("shots") and fold.intervals else []),
+        *([{c: labels.patient[c] for c in cases if c in labels.patient}] if labels.patient else []),
         *[[cohort.lacking(c, {need}) for c in cases] for need in sorted(model_class(experiment.model).may_lack)],
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,13 @@ def read_cases(path: str | Path) -> CaseSheet:
     check_unique([row["case_id"] for row in table], str(path), "case_id")
     columns = tuple(table[0]) if table else ("case_id",)
     return CaseSheet(str(path), columns, {row["case_id"]: row for row in table})
+
+
+def patients_of_several(sheet: CaseSheet) -> dict[str, str]:
+    """case_id -> patient, of the cases that share a patient with another case."""
+    patient = {case: row.get(PATIENT) or case for case, row in sheet.rows.items()}
+    count = Counter(patient.values())
+    return {case: name for case, name in patient.items() if count[name] > 1}
 
 
 def external_cases(sheet: CaseSheet, cohorts: Sequence[str]) -> dict[str, str]:

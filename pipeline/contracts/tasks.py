@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts.cohort import CaseSheet, check_id, read_cases
+from pipeline.contracts.cohort import CaseSheet, check_id, patients_of_several, read_cases
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.label_rules import MISSING, Who2021, label_rule
 
@@ -102,6 +102,7 @@ class Labels:
     label : case_id -> class name (classification)
     time, event : case_id -> time in the task's unit, and 1 for an event or 0 for censored (survival)
     missing : case_id -> why the case has no label and is out of the task, in sheet order
+    patient : case_id -> patient, for the cases of patients who have several in the sheet; the others are their own
     unlabelled : every case of the sheet, for pre-training
     """
 
@@ -112,6 +113,7 @@ class Labels:
     event: dict[str, int] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     unlabelled: tuple[str, ...] = ()
+    patient: dict[str, str] = field(default_factory=dict)
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -139,7 +141,8 @@ def read_labels(cases: str | Path | CaseSheet, task: Task | Mapping[str, Any]) -
                 f"task '{task.name}' needs column '{column}', which is missing{nearest(column, sheet.columns)}.",
                 f"add the column or correct config.yaml tasks; found: {', '.join(sheet.columns)}.",
             )
-    return _classes(sheet, task) if task.kind == CLASSIFICATION else _outcomes(sheet, task)
+    found = _classes(sheet, task) if task.kind == CLASSIFICATION else _outcomes(sheet, task)
+    return replace(found, patient=patients_of_several(sheet))
 
 
 def _classes(sheet: CaseSheet, task: Task) -> Labels:

@@ -11,7 +11,7 @@ inner products, and dropping genes subtracts theirs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,18 @@ class Elimination:
         return {"sizes": list(self.sizes), "scores": list(self.scores), "kept": len(self.kept)}
 
 
-def eliminate(values: np.ndarray, labels: Sequence[str], step: float, folds: int, where: str) -> Elimination:
+def eliminate(
+    values: np.ndarray,
+    labels: Sequence[str],
+    step: float,
+    folds: int,
+    where: str,
+    patients: Sequence[str] | None = None,
+) -> Elimination:
     """Genes that recursive elimination leaves.
 
-    Inner folds are stratified and not shuffled. Of sizes with equal accuracy the smallest is taken; of genes with equal
-    weight (to seven digits) the first in the table's order stays.
+    Inner folds are stratified and not shuffled; where a patient has several cases, they never part. Of sizes with equal
+    accuracy the smallest is taken; of genes with equal weight (to seven digits) the first in the table's order stays.
 
     Parameters
     ----------
@@ -55,28 +62,28 @@ def eliminate(values: np.ndarray, labels: Sequence[str], step: float, folds: int
     labels : class of each case
     step : share of all genes that one round removes, at least one gene
     folds : inner folds
+    patients : patient of each case, by default each case's own
 
     Raises
     ------
-    InputError for one class only, or a class with fewer cases than inner folds.
+    InputError for one class only, or a class of fewer patients than inner folds.
     """
-    from sklearn.model_selection import StratifiedKFold
-
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
-    counts = np.bincount(codes, minlength=len(names))
+    patient = np.asarray(range(len(codes)) if patients is None else patients)
+    counts = np.array([len(set(patient[codes == code])) for code in range(len(names))])
     if len(names) < 2 or counts.min() < folds:
         listed = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
         raise InputError(
             where,
-            f"selection rfe_svm needs two classes or more with at least {folds} training cases each; there are"
-            f" {listed or 'none'}.",
+            f"selection rfe_svm needs two classes or more with training cases of at least {folds} patients each;"
+            f" there are {listed or 'none'}.",
             "join classes, lower genes.rfe_folds, or set genes.selection: hvg.",
         )
     genes = np.ascontiguousarray(values.T, dtype=np.float64)
     gram = genes.T @ genes
     dropped = max(1, int(step * len(genes)))
     scores = []
-    for rows, held_out in StratifiedKFold(folds).split(np.zeros((len(codes), 1)), codes):
+    for rows, held_out in _inner_folds(codes, patient, folds):
         _, sizes, right = _path(genes, gram, codes, rows, held_out, 1, dropped)
         scores.append(right)
     mean = np.mean(scores, axis=0)
@@ -84,6 +91,16 @@ def eliminate(values: np.ndarray, labels: Sequence[str], step: float, folds: int
     everyone = np.arange(len(codes))
     kept, _, _ = _path(genes, gram, codes, everyone, everyone[:0], sizes[best], dropped)
     return Elimination(kept, tuple(sizes), tuple(float(score) for score in mean))
+
+
+def _inner_folds(codes: np.ndarray, patient: np.ndarray, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows to learn from and rows held out."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    values = np.zeros((len(codes), 1))
+    if len(set(patient)) == len(patient):
+        return StratifiedKFold(folds).split(values, codes)
+    return StratifiedGroupKFold(folds).split(values, codes, patient)
 
 
 def survival_classes(outcomes: Mapping[str, tuple[float, int]]) -> dict[str, str]:

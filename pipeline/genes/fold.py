@@ -37,14 +37,15 @@ def select_genes(
     lists: GeneLists | Signatures | None = None,
     validation_cases: Iterable[str] = (),
     classes: Mapping[str, str] | None = None,
+    patients: Mapping[str, str] | None = None,
 ) -> GeneSelection:
     """Choose the genes of one fold and fit their scaling on `training_cases`; no other row is looked at.
 
     Variances and means are those of the normalised (log) values. Ties go to the symbol that sorts first. The digest
     covers the training cases' ids and values, the gene symbols and lists, the parameters and the stage's revision, and
-    with "rfe_svm" the training cases' `classes`: an unchanged training set gives an unchanged result whatever happens
-    to other cases. Only with centring, a cohort that has validation cases and no training case gets its centre from
-    `validation_cases`, under ``unseen_cohort: itself``.
+    with "rfe_svm" the training cases' `classes` and `patients` (of those who have several cases): an unchanged training
+    set gives an unchanged result whatever happens to other cases. Only with centring, a cohort that has validation
+    cases and no training case gets its centre from `validation_cases`, under ``unseen_cohort: itself``.
 
     Raises
     ------
@@ -75,9 +76,10 @@ def select_genes(
         unseen_itself = params.unseen_cohort == ITSELF
         centres, centred = fit_centres(expression, cases, validation_cases, unseen_itself, where)
     known = {case: classes[case] for case in cases if classes and case in classes}
+    patient = {case: patients[case] for case in cases if patients and case in patients}
     elimination: dict[str, Any] = {}
     if params.selection == RFE_SVM:
-        chosen, elimination = _eliminated(centred, cases, known, expression.symbols, lists, params, where)
+        chosen, elimination = _eliminated(centred, cases, known, patient, expression.symbols, lists, params, where)
     elif params.selection == ALL:
         chosen = set(expression.symbols)
     else:
@@ -102,7 +104,7 @@ def select_genes(
         n_training=len(cases),
         params=asdict(params),
         revision=REVISIONS["genes"],
-        digest=_digest(cases, values, expression, lists, params, centres, known),
+        digest=_digest(cases, values, expression, lists, params, centres, known, patient),
         centres={cohort: centre[columns] for cohort, centre in centres.items()},
         unseen=params.unseen_cohort,
         max_missing=params.max_missing,
@@ -122,11 +124,13 @@ def select_genes_for_folds(
     classes: Mapping[str, str] | None = None,
     aliases: str | Path | None = None,
     survival: Mapping[str, tuple[float, int]] | None = None,
+    patients: Mapping[str, str] | None = None,
 ) -> None:
     """Write the genes of all folds of one task: fold k to ``outputs[k]``.
 
     The training cases of a fold have the role train in it, RNA, and a label for the task. `classes` are the labels of a
-    classification task, `survival` time and event of each case of a survival task; `aliases` is the file by which the
+    classification task, `survival` time and event of each case of a survival task; `patients` names the
+    patient of those cases that share one; `aliases` is the file by which the
     table's symbols, and so the gene lists', were brought up to date.
 
     Raises InputError as `select_genes` does, if the fold table has another number of folds, and for a label that
@@ -145,7 +149,7 @@ def select_genes_for_folds(
         training = [case for case in folds.cases(fold, TRAIN) if case in usable]
         validation = [case for case in folds.cases(fold, VAL) if case in usable]
         known = survival_classes({case: survival[case] for case in training}) if survival else classes
-        selection = select_genes(table, training, params, task, fold, lists, validation, known)
+        selection = select_genes(table, training, params, task, fold, lists, validation, known, patients)
         write_genes(output, selection)
         logger.info(
             "genes: task %s, fold %d: %d tumour, %d TME, %d in all, from %d training cases",
@@ -179,6 +183,7 @@ def _eliminated(
     values: np.ndarray,
     cases: Sequence[str],
     classes: Mapping[str, str],
+    patients: Mapping[str, str],
     symbols: Sequence[str],
     lists: GeneLists,
     params: GeneParams,
@@ -187,7 +192,8 @@ def _eliminated(
     """What the elimination leaves and the cancer genes of the table, and how it came about (JSON values)."""
     usable = [row for row, case in enumerate(cases) if case in classes]
     labels = [classes[cases[row]] for row in usable]
-    found = eliminate(values[usable], labels, params.rfe_step, params.rfe_folds, where)
+    patient = [patients.get(cases[row], cases[row]) for row in usable]
+    found = eliminate(values[usable], labels, params.rfe_step, params.rfe_folds, where, patient)
     kept = {symbols[column] for column in found.kept}
     listed = set(lists.cancer_genes) & set(symbols)
     counts = {name: labels.count(name) for name in sorted(set(labels))}
@@ -244,6 +250,7 @@ def _digest(
     params: GeneParams,
     centres: Mapping[str, np.ndarray],
     classes: Mapping[str, str],
+    patients: Mapping[str, str],
 ) -> str:
     content: list[Any] = [
         "genes",
@@ -261,5 +268,5 @@ def _digest(
         [[name, genes] for name, genes in lists.families.items()],
     ]
     if params.selection == RFE_SVM:
-        content += [dict(classes), lists.cancer_genes]
+        content += [dict(classes), lists.cancer_genes, *([dict(patients)] if patients else [])]
     return digest_of(*content)

@@ -16,4 +16,5 @@ with job(snakemake):
         classes=labels.label,
         aliases=next(iter(snakemake.input.aliases), None),
         survival={case: (labels.time[case], labels.event[case]) for case in labels.time},
+        patients=labels.patient,
     )

@@ -13,7 +13,7 @@ from models.survival import Intervals
 from pipeline.contracts.errors import FormatError, InputError
 from pipeline.contracts.features import read_bag
 from pipeline.contracts.genes import read_genes
-from pipeline.contracts.tasks import read_labels
+from pipeline.contracts.tasks import Labels, read_labels
 from tests.toy_cohort import GRADE, SURVIVAL, SYMBOLS, WIDTH, make_toy
 
 BOTH = frozenset({"slides", "genes"})
@@ -198,3 +198,11 @@ class TestPair:
         batch = Collator(Cohort(inputs.features_index, (20, 10)), {"slides"})([Sample("C01")])
         moved = replace(batch, lesson={"a": torch.zeros(1)}).to(torch.device("meta"))
         assert moved.coarser.features.is_meta and moved.parent.is_meta and moved.lesson["a"].is_meta
+
+
+def test_targets_say_which_samples_share_a_patient():
+    labels = Labels(SURVIVAL, time={"a": 1.0, "b": 2.0, "c": 3.0}, event={"a": 1, "b": 0, "c": 1})
+    intervals = Intervals((1.5,), 3.0)
+    assert targets_of(["c", "a"], labels, intervals=intervals).patient is None
+    shared = replace(labels, patient={"a": "p", "c": "p"})
+    assert targets_of(["c", "b", "a"], shared, intervals=intervals).patient.tolist() == [1, 0, 1]

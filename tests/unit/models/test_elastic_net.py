@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from models import elastic_net
 from models.batch import Batch, Sizes, Targets
 from models.elastic_net import ElasticNet, ElasticNetConfig, Times, cross_validated, dealt
 from models.linear import RiskSets, cox_loss
@@ -134,6 +135,24 @@ def test_dealing_spreads_groups_and_spares_the_only_one():
         counts = np.bincount(inner[groups == group], minlength=3)
         assert counts.max() - counts.min() <= 1
     assert len(set(inner[groups == 3])) == 2  # so one of the two always teaches
+
+
+def test_cases_of_a_patient_are_held_out_together(rng):
+    patient = rng.integers(0, 12, 40)
+    groups = (rng.random(40) < 0.4).astype(int)
+    inner = dealt(groups, 3, patient)
+    assert all(len(set(inner[patient == p])) == 1 for p in np.unique(patient)) and set(inner) == {0, 1, 2}
+    np.testing.assert_array_equal(dealt(groups, 3, np.arange(40)), dealt(groups, 3))
+    groups, patient = np.array([0, 0, 1, 0, 0, 1]), np.array([5, 5, 2, 9, 2, 2])  # all of group 1 is one patient's
+    assert dealt(groups, 2, patient).tolist()[2:] == [-1, dealt(groups, 2, patient)[3], -1, -1]
+
+
+def test_the_inner_folds_of_a_fit_are_those_of_patients(rng, monkeypatch):
+    asked = []
+    monkeypatch.setattr(elastic_net, "dealt", lambda *given: asked.append(given) or dealt(*given))
+    targets = Targets(label=torch.arange(12) % 2, patient=torch.arange(12) // 4)
+    build(6, 2, "classification", penalties=3).fit(batch_of(rng.normal(size=(12, 6))), targets, None)
+    np.testing.assert_array_equal(asked[0][2], np.arange(12) // 4)
 
 
 def test_where_nothing_can_be_spared_it_is_said(rng):

@@ -33,6 +33,24 @@ def test_the_selection_is_that_of_sklearn_solved_to_the_end(n_cases, n_genes, n_
     np.testing.assert_array_equal(found.kept, np.flatnonzero(plain.support_))
 
 
+def test_inner_folds_never_part_a_patient():
+    """Against scikit-learn with the same groups, on fixed data."""
+    from sklearn.feature_selection import RFECV
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.svm import LinearSVC
+
+    values, codes, labels = data(44, 30, 2, seed=3)
+    patients = [f"p{k // 2 if k < 30 else k}" for k in range(44)]
+    found = eliminate(values, labels, 0.1, 4, "here", patients)
+    svm = LinearSVC(C=1, loss="squared_hinge", tol=1e-10, max_iter=1_000_000, random_state=42)
+    plain = RFECV(svm, step=0.1, cv=StratifiedGroupKFold(4), scoring="accuracy").fit(values, codes, groups=patients)
+    np.testing.assert_allclose(found.scores[::-1], plain.cv_results_["mean_test_score"], atol=1e-12)
+    np.testing.assert_array_equal(found.kept, np.flatnonzero(plain.support_))
+    assert found.scores != eliminate(values, labels, 0.1, 4, "here").scores
+    with pytest.raises(InputError, match="a: 2, b: 4"):
+        eliminate(values[:8], list("aaaabbbb"), 0.1, 4, "here", ["p", "p", "q", "q", "r", "s", "t", "u"])
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_the_machine_stands_at_the_optimum(n_classes):
     values, codes, _ = data(31, 120, n_classes)

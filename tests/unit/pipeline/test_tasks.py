@@ -26,6 +26,12 @@ def test_classes_are_sorted_and_cases_without_label_listed():
     assert labels.missing == {"b": "no grade", "d": "no grade"}
 
 
+def test_patients_of_several_cases_are_named():
+    labels = read_labels(sheet("grade patient_id", "a|G3|p", "b||p", "c|G2|", "d|G2|q", "e|G2|"), GRADE)
+    assert labels.patient == {"a": "p", "b": "p"}
+    assert not read_labels(sheet("grade", "a|G3", "b|G2"), GRADE).patient
+
+
 def test_pretraining_takes_every_case_and_no_label():
     labels = read_labels(sheet("grade", "a|G3", "b|", "c|G2"), PRETRAINING_TASK)
     assert labels.cases == ("a", "b", "c") and not labels.missing and not labels.label
