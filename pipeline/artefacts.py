@@ -1,6 +1,6 @@
 """Pen, folds, and dark hueless things (borders, coverslip edges, bubbles), told by colour on a thumbnail.
 
-Everything here works on optical density, ``-log10(value / white)`` per channel, smoothed over `SMOOTHING_UM`.
+Everything here works on optical density, ``-log10(value / white)`` per channel, smoothed by `pipeline.tissue.smoothed`.
 Densities of layers add up (Beer-Lambert), so ink or a fold over tissue shifts the density of the tissue by its own.
 """
 

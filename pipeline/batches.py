@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from pipeline.contracts.batches import FAILED, OK, VOID, BatchRow, write_batch
 from pipeline.contracts.errors import HistoweaveError, InputError, MachineError
-from pipeline.pace import Pace
+from pipeline.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -80,19 +80,17 @@ def run_batch(
     Slides that an earlier stage lost keep that stage's verdict; remarks on the others add up from stage to stage.
     `threads` slides are worked on at a time.
     """
+    threads = max(1, threads)
     done: list[BatchRow] = []
-    pace = Pace(sum(row.status == OK for row in upstream.values()), max(1, threads))
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    progress = Progress(stage.name, are_due(upstream), lambda: sum(row.seconds for row in done) / threads)
+    with ThreadPoolExecutor(threads) as pool:
         # one at a time stays in this thread: torch's number of threads is a setting of the thread that computes
         rows = (pool.map if threads > 1 else map)(lambda up: _run_slide(stage, up), upstream.values())
         for row in rows:
             done.append(row)
-            speed = pace.after(row.seconds, upstream[row.slide_id].status == OK)
-            logger.info(
-                "%s: %d of %d slides%s, %s %s in %.1f s%s",
-                stage.name, len(done), len(upstream), speed, row.slide_id, row.status, row.seconds,
-                f" ({row.reason})" if row.reason else "",
-            )  # fmt: skip
+            reason = f" ({row.reason})" if row.reason else ""
+            remark = f"{row.slide_id} {row.status} in {row.seconds:.1f} s{reason}"
+            progress.finish_slide(len(done), row.seconds > 0, remark)
     write_batch(index_path, done)
     return done
 
@@ -130,6 +128,11 @@ def run_together(
     for rows, path in zip(done, index_paths, strict=True):
         write_batch(path, rows.values())
     return [[rows[slide_id] for slide_id in upstream] for rows in done]
+
+
+def are_due(upstream: Mapping[str, BatchRow]) -> list[bool]:
+    """Of each slide in order, whether it came through the stage before."""
+    return [row.status == OK for row in upstream.values()]
 
 
 def caught(where: str, work: Callable[[], T]) -> T | Exception:

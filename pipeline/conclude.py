@@ -1,4 +1,4 @@
-"""The verdict on a run: every slide and fold that failed, and an error unless the user allowed it (design 5.8)."""
+"""The verdict on a run: every slide and fold that failed, and an error unless the user allowed it."""
 
 from __future__ import annotations
 

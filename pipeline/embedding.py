@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.batches import Lack, Made, run_together
+from pipeline.batches import Lack, Made, are_due, run_together
 from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.encoders import EncoderFacts, read_facts
@@ -211,6 +211,6 @@ def embed_batch(
     watched = [watch.stage(stage) for stage in stages]
 
     def make_all(lacking: Iterable[Lack]) -> Iterator[Made]:
-        return embed_all(stages, lacking, len(upstream), watch)
+        return embed_all(stages, lacking, are_due(upstream), watch)
 
     return run_together(watched, make_all, upstream, index_paths)

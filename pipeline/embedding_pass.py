@@ -45,14 +45,15 @@ class Arriving(Protocol):
 
 
 def embed_all(
-    stages: Sequence[EmbeddingStage], lacking: Iterable[Lack], n_slides: int, watch: Watch = UNWATCHED
+    stages: Sequence[EmbeddingStage], lacking: Iterable[Lack], due: Sequence[bool], watch: Watch = UNWATCHED
 ) -> Iterator[Made]:
     """Embed the slides of `lacking` with the encoders that lack them; says in their order what became of each.
 
+    `due` tells of each slide of the batch whether there is anything to do, for the log.
     Raises InputError and MachineError, which are no slide's own fault, and leaves only whole files then too.
     """
     job = stages[0].job
-    progress = Progress("features", n_slides)
+    progress = Progress("features", due)
     params = job.params
     with (
         Prefetch(_planned(stages, lacking)) as slides,

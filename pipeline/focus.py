@@ -16,9 +16,7 @@ FOCUS_UM_PER_PX = 1.0  #: or the slide's own um/px where that is coarser
 DETAIL_SIGMA_PX = 1.0  # what this blur removes is detail
 STRUCTURE_PX = 4  # structure is what remains of means over squares of this side ...
 STRUCTURE_SIGMA_PX = 12.0  # ... after the mean over this sigma is taken off
-FLOOR = (
-    0.04  # grey levels squared; below rounding (1/12), yet enough to give featureless tissue, which nobody can judge, 1
-)
+FLOOR = 0.04  # grey levels squared; below rounding (1/12), yet gives featureless tissue, which nobody can judge, 1
 DETAIL_SPREAD_CELLS = 1.0  # sigma
 SURROUNDINGS_CELLS, SURROUNDINGS_WEIGHT = 4.0, 0.15  # sigma; focus changes slowly over a slide
 CELL_PX = 16  # side of the squares that the two are averaged over

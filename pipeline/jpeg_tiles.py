@@ -49,6 +49,11 @@ class TiledLevel:
             for column in range(x // self.width, (x + width - 1) // self.width + 1):
                 yield row * self.columns + column, column * self.width, row * self.height
 
+    def corner(self, index: int) -> tuple[int, int]:
+        """Upper-left corner (x, y) of a tile, in pixels of the level."""
+        row, column = divmod(index, self.columns)
+        return column * self.width, row * self.height
+
 
 class JpegTilesBackend:
     """Decodes the file's own tiles; `library` tells all that is not pixels.
@@ -117,14 +122,11 @@ class JpegTilesBackend:
         except SlideError:
             raise
         except (OSError, OverflowError, MemoryError, ValueError, RuntimeError) as error:
-            row, column = divmod(index, tiled.columns)
-            corner = column * tiled.width, row * tiled.height
-            raise unreadable(self._path, level, *corner, tiled.width, tiled.height, error) from error
+            raise unreadable(self._path, level, *tiled.corner(index), tiled.width, tiled.height, error) from error
 
     def _confirm(self, level: int, tiled: TiledLevel, index: int) -> None:
         """Ask the library, which takes its decoder's warnings for errors. Raises SlideError if it refuses the tile."""
-        row, column = divmod(index, tiled.columns)
-        x, y = column * tiled.width, row * tiled.height
+        x, y = tiled.corner(index)
         width, height = self.sizes[level]
         self._library.read(level, x, y, min(tiled.width, width - x), min(tiled.height, height - y))
 

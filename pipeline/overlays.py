@@ -1,4 +1,4 @@
-"""Pictures to look at: tissue, ink and dropped pieces; kept tiles and those left out, by reason."""
+"""What was found, drawn on a slide's thumbnail: tissue, ink and dropped pieces; tiles kept and left out, by reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw_tissue(rgb: np.ndarray, tissue: np.ndarray, ink: np.ndarray, dropped: n
 
     Masks are bool [rows, columns]. Returns uint8 [rows, columns, 3], at most 1200 px.
     """
-    picture = _reduced(rgb)
+    picture = shrunk(rgb, PICTURE_PX)
     height, width = picture.shape[:2]
     for mask, colour, thickness in ((dropped, DROPPED, 1), (tissue, TISSUE, 2), (ink, INK, 2)):
         # area averages, so that a piece narrower than a pixel of the picture still shows
@@ -34,54 +34,65 @@ def draw_tissue(rgb: np.ndarray, tissue: np.ndarray, ink: np.ndarray, dropped: n
     return picture
 
 
-def draw_tiles(
-    rgb: np.ndarray, px_per_rgb_px: tuple[float, float], grids: dict[float, TileGrid], pen_px: int = 1
-) -> np.ndarray:
+def draw_tiles(rgb: np.ndarray, dimensions: tuple[int, int], grids: dict[float, TileGrid]) -> np.ndarray:
     """The thumbnail with the tiles of the finest magnification outlined, those left out tinted by reason.
 
     Parameters
     ----------
-    rgb : uint8 [rows, columns, 3]
-    px_per_rgb_px : (x, y), level-0 pixels per pixel of it
+    rgb : uint8 [rows, columns, 3], the whole slide
+    dimensions : (width, height) of the slide, level-0 pixels
 
     Returns
     -------
     uint8 [rows, columns, 3], the thumbnail at most 1200 px, a legend below it
     """
-    picture = _reduced(rgb)
+    picture = shrunk(rgb, PICTURE_PX)
     if not grids:
         return picture
     magnification, grid = next(iter(grids.items()))
-    scale = np.asarray(px_per_rgb_px) * (rgb.shape[1] / picture.shape[1], rgb.shape[0] / picture.shape[0])
     tinted = picture.copy()
     for reason, cells in grid.excluded.items():
-        for low, high in _boxes(grid, cells, scale):
-            cv2.rectangle(tinted, low, high, REASONS[reason], -1)
+        draw_cells(tinted, grid, cells, dimensions, REASONS[reason])
     picture = cv2.addWeighted(tinted, _TINT, picture, 1 - _TINT, 0)
-    for low, high in _boxes(grid, grid.cell, scale):
-        cv2.rectangle(picture, low, high, KEPT, pen_px)
+    draw_cells(picture, grid, grid.cell, dimensions, KEPT, pen_px=1)
     entries = [(f"{len(grid)} tiles at {magnification:g}x", KEPT)]
     entries += [(f"{len(c)} left out: {reason}", REASONS[reason]) for reason, c in grid.excluded.items() if len(c)]
     return np.vstack([picture, _legend(entries, picture.shape[1])])
+
+
+def draw_cells(
+    picture: np.ndarray, grid: TileGrid, cells: np.ndarray, dimensions: tuple[int, int], colour: tuple[int, ...],
+    pen_px: int = cv2.FILLED, share_lines: bool = False,
+) -> None:  # fmt: skip
+    """Fill cells of a grid on a picture, or outline them.
+
+    Parameters
+    ----------
+    picture : uint8 [rows, columns, channels] that shows the whole slide; drawn on
+    cells : int [cells, 2], (column, row) on the lattice of `grid`
+    dimensions : (width, height) of the slide, level-0 pixels
+    pen_px : width of the outlines
+    share_lines : outlines of neighbours lie on one another, not side by side
+    """
+    scale = np.array(picture.shape[1::-1]) / np.array(dimensions)
+    near = np.rint((grid.origin + cells * grid.pitch) * scale).astype(int)
+    far = np.rint((grid.origin + (cells + 1) * grid.pitch) * scale).astype(int)
+    last = far if share_lines else np.maximum(far - 1, near)  # a cell shows even where it is smaller than a pixel
+    for first_px, last_px in zip(near.tolist(), last.tolist(), strict=True):
+        cv2.rectangle(picture, first_px, last_px, colour, pen_px)
+
+
+def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """A copy, uint8 [rows, columns, 3], with its longer side at most `longest`."""
+    factor = min(1.0, longest / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def write_picture(path: str | Path, rgb: np.ndarray) -> None:
     """Write a PNG, whole or not at all."""
     with whole_file(path) as part:
         part.write_bytes(cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
-
-
-def _reduced(rgb: np.ndarray) -> np.ndarray:
-    factor = min(1.0, PICTURE_PX / max(rgb.shape[:2]))
-    size = (max(1, round(rgb.shape[1] * factor)), max(1, round(rgb.shape[0] * factor)))
-    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-
-
-def _boxes(grid: TileGrid, cells: np.ndarray, scale: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """First and last pixel (x, y) of each cell on the picture."""
-    low = np.rint((grid.origin + cells * grid.pitch) / scale).astype(int)
-    high = np.rint((grid.origin + (cells + 1) * grid.pitch) / scale).astype(int) - 1
-    return [(tuple(a), tuple(b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
 
 
 def _legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:

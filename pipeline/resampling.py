@@ -40,11 +40,8 @@ def area_average(image: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) ->
 def _whole_step(edges: np.ndarray) -> int:
     """Distance of lines that are all whole numbers, 0 if they are not."""
     step = edges[1] - edges[0]
-    return int(step) if step >= 1 and (edges == edges[0] + np.arange(len(edges)) * step).all() and _whole(edges) else 0
-
-
-def _whole(edges: np.ndarray) -> bool:
-    return bool((edges == np.rint(edges)).all())
+    whole = step >= 1 and (edges == edges[0] + np.arange(len(edges)) * step).all() and (edges == np.rint(edges)).all()
+    return int(step) if whole else 0
 
 
 def _shares(edges: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

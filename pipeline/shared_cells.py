@@ -43,7 +43,7 @@ class SharedCells:
         self.cell = _row_major(
             np.concatenate([_descendants(grid.cell, r) for grid, r in zip(grids, self.ratios, strict=True)])
         )
-        self.rows = [_rows(grid.cell, self.cell // r) for grid, r in zip(grids, self.ratios, strict=True)]
+        self.rows = [rows_of(grid.cell, self.cell // r) for grid, r in zip(grids, self.ratios, strict=True)]
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -60,7 +60,7 @@ def _row_major(cell: np.ndarray) -> np.ndarray:
     return np.unique(cell[:, ::-1], axis=0)[:, ::-1]
 
 
-def _rows(cell: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def rows_of(cell: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Row of `wanted` [n, 2] in row-major `cell` [tiles, 2], int64 [n], -1 where it is not among them."""
     width = 1 + max(int(cell[:, 0].max(initial=0)), int(wanted[:, 0].max(initial=0)))
     keys, sought = (c[:, 1].astype(np.int64) * width + c[:, 0] for c in (cell, wanted))

@@ -127,9 +127,7 @@ class OpenSlideBackend:
         self.sizes = tuple(self._slide.level_dimensions)
         # The library places regions by its own mean of both axes: corners must be converted with it.
         self._downsamples = tuple(self._slide.level_downsamples)
-        mpp = [positive(self.properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-        # For generic TIFF the library's um/px are the resolution tags, which `resolve` reads itself.
-        self.mpp = (mpp[0], mpp[1]) if mpp[0] and mpp[1] and self.vendor != "generic-tiff" else None
+        self.mpp = _mpp(self.properties, "openslide", self.vendor)
         self.objective = positive(self.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.bounds = _bounds(self.properties, "openslide")
 
@@ -164,8 +162,7 @@ class TiffSlideBackend:
         self.vendor = known.get("tiffslide.vendor", "generic-tiff")
         self.sizes = tuple((int(w), int(h)) for w, h in self._slide.level_dimensions)
         self._downsamples = tuple(self._slide.level_downsamples)
-        mpp = [positive(known.get(f"tiffslide.mpp-{axis}")) for axis in "xy"]
-        self.mpp = (mpp[0], mpp[1]) if mpp[0] and mpp[1] and self.vendor != "generic-tiff" else None
+        self.mpp = _mpp(known, "tiffslide", self.vendor)
         self.objective = positive(known.get("tiffslide.objective-power"))
         self.bounds = _bounds(known, "tiffslide")
         for image in images:
@@ -259,6 +256,12 @@ def _tiff_properties(tiff: tifffile.TiffFile) -> dict[str, str]:
         if name in tags and tags[name].value[1]:
             found[f"tiff.{name}"] = repr(tags[name].value[0] / tags[name].value[1])
     return found
+
+
+def _mpp(properties: Mapping[str, str], prefix: str, vendor: str) -> tuple[float, float] | None:
+    """um/px (x, y) of a vendor. For generic TIFF they are the resolution tags, which `resolve` reads itself."""
+    x, y = (positive(properties.get(f"{prefix}.mpp-{axis}")) for axis in "xy")
+    return (x, y) if x and y and vendor != "generic-tiff" else None
 
 
 def _bounds(properties: Mapping[str, str], prefix: str) -> tuple[int, int, int, int] | None:

@@ -14,7 +14,7 @@ from pipeline.contracts import layout
 from pipeline.contracts.batches import BatchRow
 from pipeline.contracts.errors import FormatError
 from pipeline.contracts.files import digest_of
-from pipeline.contracts.magnifications import ordered, plain
+from pipeline.contracts.magnifications import ROUNDING, ordered, plain
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.settings import require
 from pipeline.contracts.slides import read_slide_facts
@@ -23,11 +23,11 @@ from pipeline.contracts.tissue import Tissue, read_tissue
 from pipeline.outlines import fill
 from pipeline.overlays import draw_tiles, write_picture
 from pipeline.rasters import Raster
+from pipeline.shared_cells import rows_of
 from pipeline.slide import SlideReader, open_checked
 from pipeline.tile_quality import QualityMaps, measure_quality
 
 UM_PER_PX_AT_1X = 10.0  #: a magnification m means 10 / m um per pixel
-_ROUNDING = 1e-9  # relative slack of comparisons between computed floats
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def lattice(
     um = size_px * UM_PER_PX_AT_1X / magnification
     pitch = (um / um_per_px[0], um / um_per_px[1])
     columns, rows = (
-        max(1, int(np.ceil(side / step * (1 - _ROUNDING)))) for side, step in zip((width, height), pitch, strict=True)
+        max(1, int(np.ceil(side / step * (1 - ROUNDING)))) for side, step in zip((width, height), pitch, strict=True)
     )
     return Lattice((float(x), float(y)), pitch, columns, rows)
 
@@ -115,7 +115,7 @@ def allowed_magnifications(
     allowed, refused = [], {}
     for magnification in params.magnifications:
         asked = UM_PER_PX_AT_1X / magnification
-        if asked * params.max_upsampling * (1 + _ROUNDING) >= coarsest:
+        if asked * params.max_upsampling * (1 + ROUNDING) >= coarsest:
             allowed.append(magnification)
         else:
             refused[magnification] = (
@@ -146,14 +146,6 @@ def select_cells(passing: Sequence[np.ndarray], ratios: Sequence[int]) -> list[n
         rows, columns = np.nonzero(keep)
         kept.append(np.stack([columns, rows], axis=1).astype(np.int32))
     return kept
-
-
-def parent_rows(cells: np.ndarray, coarser: np.ndarray, ratio: int) -> np.ndarray:
-    """Row in `coarser` of the cell that holds each of `cells`, int64 [cells]; both row-major and complete."""
-    width = int(max(coarser[:, 0].max(), 0)) + 1 if len(coarser) else 1
-    keys = coarser[:, 1].astype(np.int64) * width + coarser[:, 0]
-    wanted = (cells[:, 1] // ratio).astype(np.int64) * width + cells[:, 0] // ratio
-    return np.searchsorted(keys, wanted).astype(np.int64)
 
 
 def make_grids(
@@ -203,7 +195,7 @@ def make_grids(
             source_um_per_px=source_um,
             tissue_fraction=own.tissue[row, column].astype(np.float32),
             inside_fraction=own.inside[row, column].astype(np.float32),
-            parent=np.full(len(cell), -1, np.int64) if last else parent_rows(cell, kept[index + 1], ratios[index]),
+            parent=np.full(len(cell), -1, np.int64) if last else rows_of(kept[index + 1], cell // ratios[index]),
             qc={name: values[row, column].astype(np.float32) for name, values in own.qc.items()},
             excluded=_left_out(own.failed, cell),
         )
@@ -233,12 +225,12 @@ def _judged(
 ) -> JudgedCells:
     edges = cells.edges()
     fraction, inside = tissue.shares(*edges), _inside(cells, bounds)
-    enough_inside = inside >= params.min_inside - _ROUNDING
+    enough_inside = inside >= params.min_inside - ROUNDING
     qc = quality.columns(*edges) if quality else {}
-    passing = enough_inside & (fraction >= params.min_tissue - _ROUNDING)
+    passing = enough_inside & (fraction >= params.min_tissue - ROUNDING)
     # Ink and dark things hide the tissue below them: what they leave visible decides whether there is tissue at all.
     covered = qc["pen"] + qc["dark"] if qc else np.zeros(fraction.shape)
-    candidate = enough_inside & (fraction > _ROUNDING) & (fraction >= params.min_tissue * (1 - covered) - _ROUNDING)
+    candidate = enough_inside & (fraction > ROUNDING) & (fraction >= params.min_tissue * (1 - covered) - ROUNDING)
     failed = {}
     for reason, exceeded in _exceeded(qc, params).items():
         failed[reason] = candidate & exceeded
@@ -249,7 +241,7 @@ def _judged(
 def _exceeded(qc: Mapping[str, np.ndarray], params: TilingParams) -> dict[str, np.ndarray]:
     """Reason -> cells beyond its threshold, in the order in which they count; what is switched off is not there."""
     limits = {"pen": params.max_pen, "dark": params.max_dark, "fold": params.max_fold}
-    exceeded = {name: qc[name] > limit + _ROUNDING for name, limit in limits.items() if qc and limit is not None}
+    exceeded = {name: qc[name] > limit + ROUNDING for name, limit in limits.items() if qc and limit is not None}
     if qc and params.min_focus is not None:
         exceeded["focus"] = qc["focus"] < params.min_focus
     return exceeded
@@ -306,7 +298,7 @@ class TilingStage:
                 grids = make_grids(facts.um_per_px, facts.bounds, raster, sources, self._params, quality)
         void = "" if any(len(grid) for grid in grids.values()) else self._nothing(allowed, refused, grids)
         self._path(slide_id).unlink(missing_ok=True)  # never beside a newer picture
-        write_picture(self._overlay(slide_id), draw_tiles(rgb, tissue.px_per_mask_px, grids))
+        write_picture(self._overlay(slide_id), draw_tiles(rgb, facts.dimensions, grids))
         if void:
             grids = {}
         tiles = TileSet(slide_id, grids, refused, facts.dimensions, facts.um_per_px, digest, void)

@@ -35,7 +35,7 @@ class InputError(HistoweaveError):
 
 
 class SlideError(HistoweaveError):
-    """A slide that cannot be used. Batches record the text as the slide's reason and go on (design 5.8)."""
+    """A slide that cannot be used. Batches record the text as the slide's reason and go on."""
 
 
 class MachineError(HistoweaveError):

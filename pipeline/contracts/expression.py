@@ -18,9 +18,7 @@ FORMAT_VERSION = 2
 
 #: what the values of a table may be; `expected_counts` are RSEM's, which need not be whole numbers
 UNITS = ("counts", "expected_counts", "tpm", "fpkm", "fpkm_uq", "linear", "log2", "zscore")
-COMPRESSED_VALUES = (
-    20_000_000  #: larger matrices are stored as they are: compressing takes longer than reading the table
-)
+COMPRESSED_VALUES = 20_000_000  #: larger matrices are stored as they are: compressing takes longer than reading them
 #: the scale of `values`, by unit: natural log(1 + x), or kept as it came
 SCALES = {
     "counts": "log1p", "expected_counts": "log1p", "tpm": "log1p", "fpkm": "log1p", "fpkm_uq": "log1p",

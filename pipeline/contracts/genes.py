@@ -15,6 +15,7 @@ from pipeline.contracts.files import read_json, write_json
 
 KIND = "histoweave genes"
 FORMAT_VERSION = 3
+APPLIED_KIND, APPLIED_VERSION = "histoweave applied genes", 1  #: the report beside a table that went through a fold
 GROUPS = ("tumour", "tme", "all")
 REFUSE, ITSELF = UNSEEN = ("refuse", "itself")  #: what becomes of a cohort that was not in the training cases
 

@@ -1,4 +1,4 @@
-"""Where each artefact lies below the results folder (design section 4; standard library only).
+"""Where each artefact lies below the results folder (standard library only).
 
 Every function takes the results root first and returns a path with POSIX separators; wildcards such as ``{batch}`` may
 stand in for ids, so that the workflow rules and the package code spell each path in one place only.

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from pipeline.contracts.errors import InputError
 
-ROUNDING = 1e-9
+ROUNDING = 1e-9  #: relative slack of comparisons between computed floats
 WHERE = "config.yaml tiles.magnifications"
 
 

@@ -97,18 +97,8 @@ def left_out_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}_left_out.tsv")
 
 
-def write_class_predictions(path: str | Path, classes: Sequence[str], rows: Iterable[ClassPrediction]) -> None:
-    columns, table = _class_table(classes, sorted(rows, key=_place))
-    write_table(path, columns, table)
-
-
-def write_survival_predictions(path: str | Path, rows: Iterable[SurvivalPrediction]) -> None:
-    columns, table = _survival_table(sorted(rows, key=_place))
-    write_table(path, columns, table)
-
-
 def write_predictions(path: str | Path, classes: Sequence[str], rows: Iterable[Prediction]) -> None:
-    """Either table; `classes` is empty for survival."""
+    """Sorted by case and fold; `classes` is empty for survival."""
     columns, table = _table(classes, sorted(rows, key=_place))
     write_table(path, columns, table)
 

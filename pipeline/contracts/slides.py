@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class SlideFacts:
     background: tuple[int, int, int]
     warnings: tuple[str, ...] = ()
     backend_reason: str = ""
-    digest: str = field(default="")
+    digest: str = ""
 
 
 def write_slide_facts(path: str | Path, facts: SlideFacts) -> None:

@@ -17,7 +17,9 @@ IMAGES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class StainTarget:
-    """Attributes
+    """The stains that tiles are painted in.
+
+    Attributes
     ----------
     asked : ``stain.target`` of the configuration
     source : as of `target_kind`

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.files import write_json, write_table
-from pipeline.contracts.genes import GeneSelection, read_genes
+from pipeline.contracts.genes import APPLIED_KIND, APPLIED_VERSION, GeneSelection, read_genes
 from pipeline.expression.aliases import Aliases, read_aliases
 from pipeline.expression.barcodes import barcode
 from pipeline.expression.case_table import case_table, some
@@ -20,8 +20,6 @@ from pipeline.expression.params import ExpressionParams
 from pipeline.expression.raw_table import RawTable
 from pipeline.expression.symbols import parse_gene
 from pipeline.expression.tables import read_raw
-
-KIND, FORMAT_VERSION = "histoweave applied genes", 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ def apply_genes(
     ]
     write_table(out, ["case_id", *applied.genes], rows)
     _write_missing(f"{out}.missing.tsv", selection, applied.missing)
-    write_json(f"{out}.json", KIND, FORMAT_VERSION, {"genes_digest": selection.digest, "report": applied.report})
+    body = {"genes_digest": selection.digest, "report": applied.report}
+    write_json(f"{out}.json", APPLIED_KIND, APPLIED_VERSION, body)
     return applied
 
 

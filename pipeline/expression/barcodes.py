@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.contracts.slide_types import TUMOUR_SAMPLES
+
 #: TCGA-{site}-{participant}[-{sample type}{vial}[-{rest}]]; https://docs.gdc.cancer.gov/Encyclopedia/pages/TCGA_Barcode
 BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-(\d{2})[A-Z]?(?:-.*)?)?$", re.IGNORECASE)
-TUMOUR_TYPES = range(1, 10)  #: sample type codes 01-09 are tumours, 10-19 normal tissue, 20-29 controls
 
 
 @dataclass
@@ -47,7 +48,7 @@ def case_of(sample: str, cases: frozenset[str]) -> str | None:
 def is_normal(sample: str) -> bool:
     """Whether a TCGA barcode names another tissue than a tumour."""
     found = barcode(sample)
-    return found is not None and found.group(2) is not None and int(found.group(2)) not in TUMOUR_TYPES
+    return found is not None and found.group(2) is not None and int(found.group(2)) not in TUMOUR_SAMPLES
 
 
 def match_samples(samples: Sequence[str], cases: Iterable[str]) -> SampleMatch:

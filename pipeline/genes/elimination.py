@@ -1,9 +1,9 @@
 """Recursive feature elimination with a linear SVM and inner cross-validation: MIRROR's gene selection.
 
 Every round fits the machine to the genes that are left and drops those of the smallest squared weight; an inner
-cross-validation says how many should stay. Source: mirror specification, section 4; Guyon et al., Mach Learn 46, 389
-(2002). The result is that of scikit-learn's RFECV around its LinearSVC, solved to the end (but that
-RFECV misses ties between accuracies that rounding has moved apart).
+cross-validation says how many should stay. Source: Guyon et al., Mach Learn 46, 389 (2002). The
+result is that of scikit-learn's RFECV around its LinearSVC, solved to the end (but that RFECV misses ties between
+accuracies that rounding has moved apart).
 
 Cases are few and genes many, so nothing here grows with the square of the genes: the machine is fitted to the cases'
 inner products, and dropping genes subtracts theirs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class ForeignBag:
     target_magnification : what the file says it was made at
     level0_size_px : (width, height) of the slide
     overlap : of neighbouring tiles, in pixels of `size_px`
+    encoder : as the file names it, or empty
     """
 
     features: np.ndarray
@@ -40,11 +41,11 @@ class ForeignBag:
     target_magnification: float | None = None
     level0_size_px: tuple[int, int] | None = None
     overlap: int = 0
-    encoder: str = field(default="")
+    encoder: str = ""
 
 
-def read_arrays(path: Path, extra: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """``features`` [N, D], ``coords`` [N, 2] and the attributes of `coords`, with those of `features` under ``extra``.
+def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """``features`` [N, D], ``coords`` [N, 2] and the attributes of both, those of `features` as ``features.{name}``.
 
     Raises SlideError for a file that is damaged, still being written, or of another shape.
     """

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.patches import Patch
 
 from pipeline.contracts.genes import GeneSelection
-from pipeline.report.figures import COLOURS, INK, MUTED, RULE, Picture, drawing, png
+from pipeline.report.figures import COLOURS, INK, MUTED, RULE, Picture, colour, drawing, png
 
 DIVERGING = LinearSegmentedColormap.from_list(
     "blue-white-orange", ["#1d4e76", "#8fb4d0", "#fbfaf8", "#e2a878", "#a4521a"]
@@ -219,8 +219,6 @@ def heatmap(
             axis.yaxis.tick_right()
             axis.set_yticks(range(len(order_rows)), [names[k] for k in order_rows], fontsize=6.5, color=INK)
             axis.tick_params(length=0)
-        else:
-            axis.set_ylabel("")
         strip.set_title(title)
         axis.set_xlabel(f"{len(order_cases)} cases, {len(order_rows)} {what}", color=MUTED)
         bar = figure.colorbar(picture, ax=axis, shrink=min(1.0, 1.6 / height), aspect=12, pad=0.01, extend="both")
@@ -240,12 +238,12 @@ def palette(index: int) -> str:
 
 
 def elimination(selections: Sequence[GeneSelection]) -> Picture:
-    """Inner accuracy by the number of genes left, a line per fold; a dot where the elimination stopped."""
+    """Inner accuracy by the number of genes left, a line per fold; a dot at the number that was kept."""
     with drawing(5.4, 3.0) as (figure, axes):
         axis = axes[0, 0]
         for selection in selections:
             facts = selection.elimination
-            ink = COLOURS[selection.fold % len(COLOURS)]
+            ink = colour(selection.fold)
             sizes, scores = facts["sizes"], facts["scores"]
             axis.plot(sizes, scores, color=ink, linewidth=1.3, label=f"fold {selection.fold}: {facts['kept']:,} genes")
             axis.plot([facts["kept"]], [scores[sizes.index(facts["kept"])]], "o", color=ink, markersize=6)

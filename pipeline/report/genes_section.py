@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.contracts import layout
 from pipeline.contracts.expression import Expression
 from pipeline.contracts.files import read_json, read_table
-from pipeline.contracts.genes import GeneSelection
+from pipeline.contracts.genes import APPLIED_KIND, APPLIED_VERSION, GeneSelection
 from pipeline.contracts.splits import TRAIN, Splits
 from pipeline.contracts.tasks import SURVIVAL, Task, read_labels
 from pipeline.report.batch_effects import Components, batch_table, principal_components
@@ -35,7 +35,6 @@ from pipeline.report.slides_section import spread
 
 CASES_SHOWN = 1500  #: of a larger cohort, spread evenly over the case ids
 GENES_USED = 2000  #: for components: those of the largest spread over the training cases
-APPLIED_KIND, APPLIED_VERSION = "histoweave applied genes", 1
 GENES_LISTED = 600
 TCGA_SITE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")
 

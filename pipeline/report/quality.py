@@ -17,9 +17,10 @@ from pipeline.contracts.files import bytes_digest, digest_of, whole_file, write_
 from pipeline.contracts.quality import SlideQuality, read_quality, write_quality
 from pipeline.contracts.revisions import REVISIONS
 from pipeline.contracts.stains import StainColours
+from pipeline.overlays import shrunk
 from pipeline.report.pages import render_page
-from pipeline.report.slide_page import read_overview, read_record, slide_page, summarise
-from pipeline.report.slide_pictures import QUALITY, THUMBNAIL_PX, shrunk
+from pipeline.report.slide_page import read_record, slide_page, summarise
+from pipeline.report.slide_pictures import QUALITY, THUMBNAIL_PX, read_overview
 from pipeline.stain import StainParams
 from pipeline.stain_target import read_target
 from pipeline.stain_transfer import BUILTIN_TARGET

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.contracts import layout
-from pipeline.contracts.batches import BatchRow, read_batch
+from pipeline.contracts.batches import OK, BatchRow, read_batch
 from pipeline.contracts.cohort import CaseSheet, Slide, batches, read_cases, read_slides
 from pipeline.contracts.encoders import IMPORTED
 from pipeline.contracts.errors import HistoweaveError
@@ -25,9 +25,8 @@ SLIDE_STAGES = ("check", "tissue", "tiles", "stain")
 class ReportContext:
     """What the report has to know beside the artefacts.
 
-    `config` is the resolved configuration as plain values, sections as in design section 3; a missing
-    section or key counts as "not asked for". `revisions` maps a stage to its revision. Paths in `config`
-    are relative to the working folder.
+    `config` is the resolved configuration as plain values; a missing section or key counts as "not asked for".
+    `revisions` maps a stage to its revision. Paths in `config` are relative to the working folder.
     """
 
     config: Mapping[str, Any]
@@ -93,7 +92,7 @@ class Run:
         rows: dict[str, BatchRow] = {}
         for stage_rows in self.stages.values():
             for slide_id, row in stage_rows.items():
-                if slide_id not in rows or rows[slide_id].status == "ok":
+                if slide_id not in rows or rows[slide_id].status == OK:
                     rows[slide_id] = row
         return rows
 

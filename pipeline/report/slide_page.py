@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
 import numpy as np
 
 from pipeline.contracts import layout
@@ -20,13 +19,12 @@ from pipeline.contracts.stains import StainColours, StainFit, read_stain
 from pipeline.contracts.tiles import TileGrid, TileSet, read_tiles
 from pipeline.contracts.timings import SlideTimings, read_timings
 from pipeline.contracts.tissue import Tissue, read_tissue
+from pipeline.overlays import shrunk
 from pipeline.report.pages import render_page
 from pipeline.report.pictures import photograph
-from pipeline.report.slide_pictures import OVERVIEW_PX, QUALITY, cell_layer, sampled_tiles, shrunk
+from pipeline.report.slide_pictures import OVERVIEW_PX, QUALITY, cell_layer, sampled_tiles, tile_colour
 from pipeline.slide import open_checked
 
-T = TypeVar("T")
-KEPT_COLOURS = ((47, 102, 144), (200, 116, 44), (63, 138, 100), (122, 90, 166))  # RGB, finest magnification first
 EXCLUDED_COLOURS = ((176, 57, 74), (150, 30, 140), (90, 90, 90), (200, 60, 20), (20, 120, 120))
 TIMED = ("read", "normalise", "encode", "write")
 
@@ -106,7 +104,7 @@ def summarise(record: SlideRecord, digest: str, has_thumbnail: bool) -> SlideQua
         tissue_mm2=tissue.tissue_mm2 if tissue else None,
         ink_mm2=tissue.ink_mm2 if tissue else None,
         tiles={f"{m:g}x": len(grid) for m, grid in record.grids.items()},
-        excluded=sum(len(cells) for grid in record.grids.values() for cells in _excluded(grid).values()),
+        excluded=sum(len(cells) for grid in record.grids.values() for cells in grid.excluded.values()),
         unreadable=max((sum(counts.values()) for counts in record.unreadable.values()), default=0),
         stain=stain.method if stain else "",
         angle=stain.diagnostics.get("angle_degrees") if stain else None,
@@ -114,11 +112,6 @@ def summarise(record: SlideRecord, digest: str, has_thumbnail: bool) -> SlideQua
         has_thumbnail=has_thumbnail,
         digest=digest,
     )
-
-
-def _excluded(grid: TileGrid) -> Mapping[str, np.ndarray]:
-    """Cells that had tissue and failed a threshold, by reason."""
-    return getattr(grid, "excluded", {})
 
 
 def slide_page(record: SlideRecord, overview: np.ndarray | None, target: StainColours, is_simulated: bool) -> str:
@@ -131,7 +124,7 @@ def slide_page(record: SlideRecord, overview: np.ndarray | None, target: StainCo
         "stages": _stage_rows(record),
         "overview": None if overview is None else _overview(record, overview),
         "tiles": [_tile_row(record, m, grid) for m, grid in record.grids.items()],
-        "reasons": sorted({reason for grid in record.grids.values() for reason in _excluded(grid)}),
+        "reasons": sorted({reason for grid in record.grids.values() for reason in grid.excluded}),
         "refused": sorted((record.tiles.refused if record.tiles else {}).items(), reverse=True),
         "qc": [(m, _qc_rows(grid)) for m, grid in record.grids.items() if grid.qc and len(grid)],
         "samples": samples,
@@ -190,7 +183,7 @@ def _overview(record: SlideRecord, image: np.ndarray) -> dict[str, Any]:
     if record.tiles:
         dimensions = record.tiles.dimensions
         for number, (m, grid) in enumerate(record.grids.items()):
-            colour = KEPT_COLOURS[number % len(KEPT_COLOURS)]
+            colour = tile_colour(number)
             layers.append(
                 _layer(
                     f"{m:g}x tiles",
@@ -200,9 +193,9 @@ def _overview(record: SlideRecord, image: np.ndarray) -> dict[str, Any]:
                     number == 0,
                 )
             )
-        for number, reason in enumerate(sorted({r for grid in record.grids.values() for r in _excluded(grid)})):
-            m, grid = next((m, g) for m, g in record.grids.items() if reason in _excluded(g))
-            cells, colour = _excluded(grid)[reason], EXCLUDED_COLOURS[number % len(EXCLUDED_COLOURS)]
+        for number, reason in enumerate(sorted({r for grid in record.grids.values() for r in grid.excluded})):
+            m, grid = next((m, g) for m, g in record.grids.items() if reason in g.excluded)
+            cells, colour = grid.excluded[reason], EXCLUDED_COLOURS[number % len(EXCLUDED_COLOURS)]
             if len(cells):
                 drawn = cell_layer(cells, grid, dimensions, size, colour)
                 layers.append(_layer(f"excluded at {m:g}x: {reason}", len(cells), colour, drawn, True))
@@ -222,7 +215,7 @@ def _tile_row(record: SlideRecord, magnification: float, grid: TileGrid) -> dict
         "source": f"level {grid.source_level} at {grid.source_um_per_px[0]:.4g}",
         "n": len(grid),
         "tissue": float(np.median(grid.tissue_fraction)) if len(grid) else None,
-        "excluded": {reason: len(cells) for reason, cells in _excluded(grid).items()},
+        "excluded": {reason: len(cells) for reason, cells in grid.excluded.items()},
         "unreadable": {slug: counts.get(label) for slug, counts in record.unreadable.items()},
     }
 
@@ -271,10 +264,3 @@ def _timing_row(slug: str, timings: SlideTimings) -> dict[str, Any]:
         "share": {name: 100 * value / total for name, value in seconds.items()},
         "tiles_per_second": timings.tiles / timings.wall if timings.wall else None,
     }
-
-
-def read_overview(results: str | Path, slide_id: str) -> np.ndarray | None:
-    """The thumbnail with its contours, uint8 [height, width, RGB], None where there is none."""
-    path = layout.tissue_overlay(results, slide_id)
-    image = cv2.imread(path) if Path(path).exists() else None
-    return None if image is None else image[..., ::-1]

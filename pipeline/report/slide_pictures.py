@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from pipeline.contracts import layout
 from pipeline.contracts.errors import SlideError
 from pipeline.contracts.stains import StainColours
 from pipeline.contracts.tiles import TileGrid
+from pipeline.overlays import draw_cells, shrunk
 from pipeline.report.pictures import Picture, photograph, png_image
 from pipeline.slide import SlideReader
 from pipeline.stain_transfer import StainTransfer
@@ -19,6 +22,7 @@ THUMBNAIL_PX = 96
 SAMPLE_PX = 132
 SAMPLES = 12
 QUALITY = 78
+TILE_COLOURS = ((47, 102, 144), (200, 116, 44), (63, 138, 100), (122, 90, 166))  # RGB, finest magnification first
 FILL = 64  #: alpha (0-255) of a layer's cells; their outlines are opaque
 LEAST_OUTLINED_PX = 5  #: smaller cells are filled only
 
@@ -32,11 +36,16 @@ class SampledTile:
     after: Picture | None
 
 
-def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
-    """uint8 [height, width, 3] with its longer side at most `longest`."""
-    factor = min(1.0, longest / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if factor < 1 else image
+def read_overview(results: str | Path, slide_id: str) -> np.ndarray | None:
+    """The thumbnail with its contours, uint8 [height, width, RGB], None where there is none."""
+    path = layout.tissue_overlay(results, slide_id)
+    image = cv2.imread(path) if Path(path).exists() else None
+    return None if image is None else image[..., ::-1]
+
+
+def tile_colour(index: int) -> tuple[int, int, int]:
+    """RGB of the tiles of a magnification, 0 the finest."""
+    return TILE_COLOURS[index % len(TILE_COLOURS)]
 
 
 def cell_layer(
@@ -50,24 +59,17 @@ def cell_layer(
     dimensions : (width, height) of the slide, level-0 pixels
     size : (width, height) of the picture, which shows the whole slide
     """
-    width, height = size
-    scale = np.array(size) / np.array(dimensions)
-    layer = np.zeros((height, width, 4), np.uint8)
-    near = ((grid.origin + cells * grid.pitch) * scale).round().astype(int)
-    far = ((grid.origin + (cells + 1) * grid.pitch) * scale).round().astype(int)
-    outlined = bool((grid.pitch * scale).min() >= LEAST_OUTLINED_PX)
-    for (x0, y0), (x1, y1) in zip(near.tolist(), np.maximum(far, near + 1).tolist(), strict=True):
-        layer[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = (*colour, FILL)
-    if outlined:
-        for (x0, y0), (x1, y1) in zip(near.tolist(), far.tolist(), strict=True):
-            cv2.rectangle(layer, (x0, y0), (x1, y1), (*colour, 255), 1)
+    layer = np.zeros((size[1], size[0], 4), np.uint8)
+    draw_cells(layer, grid, cells, dimensions, (*colour, FILL))
+    if (grid.pitch * size / dimensions).min() >= LEAST_OUTLINED_PX:
+        draw_cells(layer, grid, cells, dimensions, (*colour, 255), pen_px=1, share_lines=True)
     return png_image(layer)
 
 
-def sampled_rows(grid: TileGrid, slide_id: str, count: int = SAMPLES) -> np.ndarray:
+def sampled_rows(grid: TileGrid, slide_id: str) -> np.ndarray:
     """Rows of a grid drawn without replacement, in the grid's order; the slide's id is the seed."""
     seed = np.frombuffer(slide_id.encode(), np.uint8)
-    return np.sort(np.random.default_rng(seed.astype(np.uint32)).permutation(len(grid))[:count])
+    return np.sort(np.random.default_rng(seed.astype(np.uint32)).permutation(len(grid))[:SAMPLES])
 
 
 def sampled_tiles(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,18 +12,14 @@ import numpy as np
 from pipeline.contracts import layout
 from pipeline.contracts.batches import OK, STATUSES
 from pipeline.contracts.tiles import TileSet, read_tiles
+from pipeline.overlays import draw_cells, shrunk
 from pipeline.report.pictures import photograph
 from pipeline.report.reading import Run
+from pipeline.report.slide_pictures import read_overview, tile_colour
 
 MOST_THUMBNAILS = 24
 MOST_LISTED = 300
 THUMBNAIL_PX = 420
-TILE_COLOURS = (
-    (47, 102, 144),
-    (200, 116, 44),
-    (63, 138, 100),
-    (122, 90, 166),
-)  # RGB, finest magnification first
 
 
 def slides_section(run: Run) -> dict[str, Any] | None:
@@ -97,22 +92,19 @@ def _tile_rows(run: Run) -> list[dict[str, Any]]:
 def _legend(run: Run) -> list[tuple[str, str]]:
     magnifications = (run.context.config.get("tiles") or {}).get("magnifications") or []
     finest_first = sorted(magnifications, reverse=True)
-    return [(f"{m:g}x", f"rgb{_tile_colour(i)}") for i, m in enumerate(finest_first)]
-
-
-def _tile_colour(index: int) -> tuple[int, int, int]:
-    return TILE_COLOURS[index % len(TILE_COLOURS)]
+    return [(f"{m:g}x", f"rgb{tile_colour(i)}") for i, m in enumerate(finest_first)]
 
 
 def _thumbnail(run: Run, slide_id: str) -> dict[str, Any] | None:
     """The stored thumbnail with the tissue contour, and the outlines of the tiles drawn on it."""
-    path = layout.tissue_overlay(run.results, slide_id)
-    image = cv2.imread(path) if Path(path).exists() else None
+    image = read_overview(run.results, slide_id)
     if image is None:
         run.skip(f"thumbnail of {slide_id}", "no readable overlay was written")
         return None
     tiles = run.attempt(f"tiles of {slide_id}", lambda: read_tiles(layout.tiles(run.results, slide_id)))
-    picture = draw_tiles(image[..., ::-1], tiles) if tiles else image[..., ::-1]
+    picture = shrunk(image, THUMBNAIL_PX)
+    if tiles:
+        picture = outline_tiles(picture, tiles)
     counts = {m: len(grid) for m, grid in tiles.magnifications.items()} if tiles else {}
     text = ", ".join(f"{n} at {m:g}x" for m, n in counts.items())
     for magnification, reason in (tiles.refused if tiles else {}).items():
@@ -120,26 +112,11 @@ def _thumbnail(run: Run, slide_id: str) -> dict[str, Any] | None:
     return {"slide_id": slide_id, "image": photograph(picture), "text": text or "no tiles"}
 
 
-def draw_tiles(image: np.ndarray, tiles: TileSet) -> np.ndarray:
-    """Outline every tile on a thumbnail.
-
-    Parameters
-    ----------
-    image : uint8 [height, width, RGB], the whole slide
-
-    Returns
-    -------
-    uint8 [height, width, RGB], its longer side at most `THUMBNAIL_PX`
-    """
-    shrink = min(1.0, THUMBNAIL_PX / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink))
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    scale = np.array(size) / np.array(tiles.dimensions)
+def outline_tiles(image: np.ndarray, tiles: TileSet) -> np.ndarray:
+    """Outline every tile on a thumbnail of the whole slide, uint8 [height, width, RGB]; returns another."""
+    picture = image
     for index, grid in enumerate(tiles.magnifications.values()):
         layer = picture.copy()
-        corners = (grid.upper_left * scale).round().astype(int)
-        far = ((grid.upper_left + grid.pitch) * scale).round().astype(int)
-        for near, end in zip(corners.tolist(), far.tolist(), strict=True):
-            cv2.rectangle(layer, near, end, _tile_colour(index), 1 + int(index > 0))
+        draw_cells(layer, grid, grid.cell, tiles.dimensions, tile_colour(index), 1 + (index > 0), share_lines=True)
         picture = cv2.addWeighted(layer, 0.75, picture, 0.25, 0)
     return picture

@@ -66,9 +66,8 @@ def kaplan_meier(title: str, groups: RiskGroups, time_unit: str) -> Picture:
         upper.set_xticks(ticks)
         upper.legend(loc="lower left", frameon=True, framealpha=0.85, edgecolor="none", borderpad=0.3)
         if np.isfinite(groups.p_value):
-            upper.text(0.98, 0.97, f"log-rank p = {groups.p_value:.2g}", transform=upper.transAxes,
-            ha="right", va="top",
-                       fontsize=8, color=INK)  # fmt: skip
+            text = f"log-rank p = {groups.p_value:.2g}"
+            upper.text(0.98, 0.97, text, transform=upper.transAxes, ha="right", va="top", fontsize=8, color=INK)
         lower.set(xlim=upper.get_xlim(), ylim=(-1.6, 0.6), xlabel=f"time ({time_unit}); above: number at risk")
         lower.set_yticks([])
         lower.set_xticks([])

@@ -16,10 +16,8 @@ from pipeline.contracts.predictions import (
     LeftOut,
     SurvivalPrediction,
     left_out_path,
-    write_class_predictions,
     write_left_out,
     write_predictions,
-    write_survival_predictions,
 )
 from tests.toy_cohort import GRADE, SURVIVAL
 
@@ -32,7 +30,7 @@ def classes(path, n=60, skill=2.0, seed=0, skip=()):
         p = np.exp(scores) / np.exp(scores).sum()
         if k not in skip:
             rows.append(ClassPrediction(f"C{k}", k % 5, tuple(p.tolist()), "AB"[k % 2], "AB"[int(p.argmax())]))
-    write_class_predictions(path, ("A", "B"), rows)
+    write_predictions(path, ("A", "B"), rows)
     return path
 
 
@@ -91,7 +89,7 @@ def survival(path, risk, time, event, fold):
         SurvivalPrediction(f"C{k}", f, r, (0.5,), (10.0,), t, e)
         for k, (r, t, e, f) in enumerate(zip(risk, time, event, fold, strict=True))
     ]
-    write_survival_predictions(path, rows)
+    write_predictions(path, (), rows)
     return path
 
 
@@ -106,12 +104,12 @@ def test_survival_by_hand_and_undefined(tmp_path):
 
 
 def test_empty_tables_and_missing_classes_are_said(tmp_path):
-    write_class_predictions(tmp_path / "empty.tsv", ("A", "B"), [])
+    write_predictions(tmp_path / "empty.tsv", ("A", "B"), [])
     rows, differences = evaluated(tmp_path, GRADE, {"e": tmp_path / "empty.tsv", "a": classes(tmp_path / "a.tsv")})
     assert rows[0]["value"] == "" and rows[0]["note"] == "no case was predicted"
     assert differences[0]["note"] == "no case in common"
     one = [ClassPrediction(f"C{k}", 0, (0.9, 0.1, 0.0), "AB"[k % 2], "A") for k in range(6)]
-    write_class_predictions(tmp_path / "one.tsv", ("A", "B", "Z"), one)
+    write_predictions(tmp_path / "one.tsv", ("A", "B", "Z"), one)
     rows, _ = evaluated(tmp_path, GRADE, {"one": tmp_path / "one.tsv"}, bootstrap=20)
     assert "no case of class Z" in rows[0]["note"] and float(rows[1]["value"]) == 0.5
 

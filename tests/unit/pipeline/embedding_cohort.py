@@ -93,7 +93,7 @@ class StubStage(EmbeddingStage):
 
 def make(stage: EmbeddingStage, slide_id: str, digest: str) -> str:
     """Embed one slide whatever its batch says; its remark. Raises what is the slide's fault."""
-    (made,) = embed_all([stage], [Lack(slide_id, {0: digest}, 1)], 1)
+    (made,) = embed_all([stage], [Lack(slide_id, {0: digest}, 1)], [True])
     if isinstance(made.outcome, Exception):
         raise made.outcome
     return made.outcome

@@ -10,7 +10,7 @@ from pipeline.contracts.batches import EXCLUDED, FAILED, OK, VOID, BatchRow, rea
 from pipeline.contracts.cohort import Slide
 from pipeline.contracts.errors import FormatError, InputError, SlideError
 from pipeline.eligibility import sheet_verdicts
-from pipeline.pace import duration
+from pipeline.progress import duration
 
 
 @dataclass
@@ -124,9 +124,9 @@ def test_the_log_says_how_fast_it_goes_and_how_long_it_will_take(tmp_path, caplo
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr("pipeline.batches.time.monotonic", lambda: float(next(clock)))
     slides = upstream("a", "b", "c", "d", "e") | {"x": BatchRow("x", "case", VOID, "tissue", "no tissue")}
-    with caplog.at_level("INFO", logger="pipeline.batches"):
+    with caplog.at_level("INFO", logger="pipeline.progress"):
         run_batch(Toy(finished={"a": "toy of d-a"}), slides, tmp_path / "index.tsv")
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "toy: 1 of 6 slides, a ok in 0.0 s", "a finished slide says nothing of the pace"
-    assert lines[1] == "toy: 2 of 6 slides (0.50 slides/s, about 6 s left), b ok in 2.0 s"
-    assert lines[4] == "toy: 5 of 6 slides (0.50 slides/s), e ok in 2.0 s"
+    assert lines[0] == "toy: 1 of 6 slides: a ok in 0.0 s", "a finished slide says nothing of the pace"
+    assert lines[1] == "toy: 2 of 6 slides, 0.50 slides/s, about 6 s left: b ok in 2.0 s"
+    assert lines[4] == "toy: 5 of 6 slides, 0.50 slides/s: e ok in 2.0 s"

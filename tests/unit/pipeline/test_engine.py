@@ -263,7 +263,7 @@ def test_a_full_disk_while_writing_stops_the_job(tmp_path, monkeypatch):
 def test_nothing_to_do_is_no_pass(tmp_path):
     stage = stub_stage(tmp_path, threads=1) if make_cohort(tmp_path, slides=0) == {} else None
     assert run_batch(stage, {}, tmp_path / "batch.tsv") == []
-    assert list(embed_all([stage], iter(()), 0)) == []
+    assert list(embed_all([stage], iter(()), [])) == []
 
 
 # --- the path of a device that takes tiles ------------------------------------------------------------------------
@@ -347,13 +347,13 @@ def test_timings_of_a_slide(tmp_path):
 
 def test_progress_names_speed_and_time_left():
     now = [0.0]
-    progress = Progress("features", 8, lambda: now[0])
+    progress = Progress("features", [True] * 8 + [False], lambda: now[0])  # the last was lost by an earlier stage
     now[0] = 10.0
     progress.add_tiles(500)
-    assert str(progress) == "features: 0 of 8 slides, 500 tiles, 50.0 tiles/s"
+    assert str(progress) == "features: 0 of 9 slides, 500 tiles, 50.0 tiles/s"
     now[0] = 100.0
     progress.finish_slide(3)  # two were finished before
-    assert str(progress) == "features: 3 of 8 slides, 500 tiles, 5.0 tiles/s, about 8 min left"
+    assert str(progress) == "features: 3 of 9 slides, 500 tiles, 5.0 tiles/s, about 8 min left"
     progress.finish_slide(8)
     assert "left" not in str(progress)
 
@@ -400,7 +400,7 @@ def test_the_writer_keeps_order_and_hands_errors_on():
 def test_a_reading_ends_once(tmp_path):
     rows = make_cohort(tmp_path, slides=2)
     lacks = [Lack(slide_id, {0: "d"}, k) for k, slide_id in enumerate(rows, 1)]
-    made = list(embed_all([stub_stage(tmp_path)], iter(lacks), 2))
+    made = list(embed_all([stub_stage(tmp_path)], iter(lacks), [True, True]))
     assert [(m.slide_id, m.stage, m.outcome) for m in made] == [("s0", 0, ""), ("s1", 0, "")]
 
 

@@ -15,9 +15,8 @@ from pipeline.contracts.predictions import (
     left_out_path,
     read_left_out,
     read_predictions,
-    write_class_predictions,
     write_left_out,
-    write_survival_predictions,
+    write_predictions,
 )
 from pipeline.contracts.tasks import read_labels
 from pipeline.contracts.training import FoldRow, read_folds, write_folds
@@ -28,7 +27,7 @@ def test_classes_round_trip_sorted(tmp_path):
         ClassPrediction("b", 1, (0.1 + 0.2, 0.7 - 1e-17), "G2", "G 3", "abc", "no RNA"),
         ClassPrediction("a", 0, (1.0, 0.0), "", "G2", "abd"),
     ]
-    write_class_predictions(tmp_path / "t.tsv", ("G2", "G 3"), rows)
+    write_predictions(tmp_path / "t.tsv", ("G2", "G 3"), rows)
     table = read_predictions(tmp_path / "t.tsv")
     assert table.classes == ("G2", "G 3")
     assert table.rows == (rows[1], rows[0])
@@ -49,7 +48,7 @@ def test_class_names_of_any_text_go_from_the_sheet_to_the_table_and_back(tmp_pat
         ClassPrediction(case, 0, tuple(float(name == label) for name in labels.classes), label, label, "d")
         for case, label in labels.label.items()
     ]
-    write_class_predictions(tmp_path / "t.tsv", labels.classes, rows)
+    write_predictions(tmp_path / "t.tsv", labels.classes, rows)
     assert read_predictions(tmp_path / "t.tsv") == Predictions(labels.classes, tuple(rows))
 
 
@@ -58,14 +57,14 @@ def test_survival_round_trip_with_fewer_intervals_in_one_fold(tmp_path):
         SurvivalPrediction("a", 0, -1.25, (0.9, 0.4, 0.1), (10.0, 20.0, 33.3), 15.0, 1, "x"),
         SurvivalPrediction("b", 1, 3e-9, (0.5,), (40.0,), None, None, "y", "no usable slide at 20x"),
     ]
-    write_survival_predictions(tmp_path / "t.tsv", rows)
+    write_predictions(tmp_path / "t.tsv", (), rows)
     table = read_predictions(tmp_path / "t.tsv")
     assert table.rows == tuple(rows) and table.classes == ()
 
 
 def test_empty_tables(tmp_path):
-    write_class_predictions(tmp_path / "c.tsv", ("A", "B"), [])
-    write_survival_predictions(tmp_path / "s.tsv", [])
+    write_predictions(tmp_path / "c.tsv", ("A", "B"), [])
+    write_predictions(tmp_path / "s.tsv", (), [])
     assert read_predictions(tmp_path / "c.tsv").classes == ("A", "B")
     assert read_predictions(tmp_path / "c.tsv").rows == read_predictions(tmp_path / "s.tsv").rows == ()
 
@@ -73,7 +72,7 @@ def test_empty_tables(tmp_path):
 def test_refuses_other_versions_and_repeated_cases(tmp_path):
     path = tmp_path / "t.tsv"
     row = ClassPrediction("a", 0, (1.0, 0.0), "A", "A", "d")
-    write_class_predictions(path, ("A", "B"), [row])
+    write_predictions(path, ("A", "B"), [row])
     good = path.read_text()
     path.write_text(good.replace("\t2\n", "\t3\n"))
     with pytest.raises(FormatError, match="version"):

@@ -24,9 +24,8 @@ from pipeline.contracts.predictions import (
     LeftOut,
     SurvivalPrediction,
     left_out_path,
-    write_class_predictions,
     write_left_out,
-    write_survival_predictions,
+    write_predictions,
 )
 from pipeline.contracts.slides import SlideFacts, write_slide_facts
 from pipeline.contracts.splits import SplitRow, write_splits
@@ -35,7 +34,7 @@ from pipeline.contracts.tiles import TileGrid, TileSet, write_tiles
 from pipeline.contracts.training import FoldRow, write_folds
 from pipeline.report.build import ReportContext, build_report
 from pipeline.report.classification_figures import fold_curves
-from pipeline.report.slides_section import draw_tiles, spread
+from pipeline.report.slides_section import outline_tiles, spread
 from pipeline.report.survival_figures import split_by_risk
 from pipeline.stain_transfer import BUILTIN_TARGET
 
@@ -207,14 +206,14 @@ def write_models(results: Path, rng: np.random.Generator) -> None:
         SurvivalPrediction(c, i % 2, float(rng.random()), (0.8, 0.5), (200.0, 400.0), 100.0 + 50 * i, i % 2)
         for i, c in enumerate(CASES)
     ]
-    write_survival_predictions(layout.predictions(results, "survival", "snn"), survival)
+    write_predictions(layout.predictions(results, "survival", "snn"), (), survival)
     for experiment in ("snn", "fuse"):
         rows = [
             ClassPrediction(c, i // 2 % 2, (0.4, 0.6), "hl"[i % 2], "l", lacking="no RNA" if i < 2 else "")
             for i, c in enumerate(CASES[:6])
         ]
         path = layout.predictions(results, "grade", experiment)
-        write_class_predictions(path, ("h", "l"), rows)
+        write_predictions(path, ("h", "l"), rows)
         write_left_out(left_out_path(path), [LeftOut("c6", 0, "no usable slide at 20x")])
     for task, experiment in (("survival", "snn"), ("grade", "snn"), ("grade", "fuse")):
         rows = [FoldRow(0, "ok", "", "d", 4, 1, 3, 2, 1.25)]
@@ -435,7 +434,7 @@ def test_spread_takes_both_ends_and_no_more_than_asked(n: int) -> None:
 
 def test_tiles_are_drawn_where_they_lie() -> None:
     white = np.full((224, 300, 3), 255, np.uint8)  # half the slide's size, unequal sides
-    picture = draw_tiles(white, TileSet("s", {20: grid()}, {}, (WIDTH, HEIGHT), (0.5, 0.5), "d"))
+    picture = outline_tiles(white, TileSet("s", {20: grid()}, {}, (WIDTH, HEIGHT), (0.5, 0.5), "d"))
     changed = (picture != 255).any(axis=2)
     assert picture.shape == white.shape
     assert changed[50, 150:200].all() and changed[50:101, 150].all()  # cell (3, 1): x 300-400, y 100-200 of the slide

@@ -409,7 +409,7 @@ def test_the_picture_shows_reasons_in_their_colours_and_is_made_again(tmp_path, 
         assert (legend == REASONS[reason]).all(axis=2).any()
     assert not (legend == REASONS["fold"]).all(axis=2).any()
     grid = read_tiles(tmp_path / "out/tiles/s.h5").magnifications[20]
-    plain = draw_tiles(np.full((320, 480, 3), 200, np.uint8), (5.0, 5.0), {20: grid})
+    plain = draw_tiles(np.full((320, 480, 3), 200, np.uint8), (2400, 1600), {20: grid})
     for reason, cells in grid.excluded.items():
         for column, row in cells:
             x, y = (grid.origin + (np.array([column, row]) + 0.5) * grid.pitch) / 5
