@@ -8,7 +8,7 @@ REVISIONS = {
     "stain": 2,
     "features": 2,
     "import": 1,
-    "quality": 1,
+    "quality": 2,
     "expression": 2,
     "splits": 1,
     "genes": 4,
