@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from models.batch import Batch, Outputs, Sizes
 from models.layers import AttentionPool
 from models.model import Model
 from models.params import check_range
+
+POOL = "pool"  #: name of the attention map of models with one pool
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,25 @@ class TilePool(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         return self.attention(self.project(features), mask)
 
+    def weights(self, features: Tensor, mask: Tensor) -> Tensor:
+        """The attention by which tiles are pooled, [samples, tiles]; zeros for a sample without a tile."""
+        return self.attention.weights(self.project(features), mask).masked_fill(~mask, 0.0)
 
-class Abmil(Model):
+
+class TilePooling(Model):
+    """Base of models with one attention pool over the tiles of a case, their `pool`."""
+
+    pool: nn.Module
+
+    @torch.no_grad()
+    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """The pool's weights; none where the configuration has another pool, or no sample a slide."""
+        if batch.features is None or batch.mask is None or not isinstance(self.pool, TilePool):
+            return {}
+        return {POOL: self.pool.weights(batch.features, batch.mask)}
+
+
+class Abmil(TilePooling):
     """Projection, attention pooling over all tiles of the case, linear head.
 
     Reference mode is AttMIL of the subspace specification 11.1: no projection, no gate, no dropout, per slide.

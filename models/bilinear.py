@@ -11,10 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.abmil import AbmilConfig, TilePool
+from models.abmil import AbmilConfig, TilePool, TilePooling
 from models.batch import Batch, Outputs, Sizes
 from models.layers import SNN_WIDTHS, SelfNormalisingNetwork, full_precision
-from models.model import Model
 from models.params import check_choice, check_range
 
 ATTENTION, MEAN = POOLINGS = ("attention", "mean")
@@ -85,7 +84,7 @@ class BatchNorm(nn.BatchNorm1d):
         return nn.functional.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias)
 
 
-class Bilinear(Model):
+class Bilinear(TilePooling):
     """Head on two layers over the outer product of [slide ; 1] and [gene ; 1]; reference mode is per slide."""
 
     name = "bilinear"

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from models.abmil import AbmilConfig, TilePool
+from models.abmil import AbmilConfig, TilePool, TilePooling
 from models.batch import Batch, Outputs, Sizes
 from models.layers import SNN_WIDTHS, SelfNormalisingNetwork
-from models.model import Model
 from models.params import check_range
 
 
@@ -28,7 +27,7 @@ class ConcatConfig(AbmilConfig):
         check_range("gene_dropout", self.gene_dropout, 0, 0.9)
 
 
-class Concat(Model):
+class Concat(TilePooling):
     """Linear head on [slide embedding ; gene embedding]; reference mode is specification 11.4, per slide."""
 
     name = "concat"

@@ -137,6 +137,10 @@ class Cohort:
         """Slides of a case in the index's order (sorted by slide_id)."""
         return tuple(records[0].slide_id for records in self._records.get(case_id, ()))
 
+    def records(self, case_id: str) -> tuple[tuple[BagRecord, ...], ...]:
+        """The bags of each slide of a case, in the order of `slide_ids`; finest magnification first."""
+        return tuple(self._records.get(case_id, ()))
+
     def slide_digests(self, case_id: str) -> list[list[str]]:
         """[slide_id, digest of its bag at each magnification] of each slide of a case."""
         return [[records[0].slide_id, *(r.digest for r in records)] for records in self._records.get(case_id, ())]

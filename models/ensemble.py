@@ -11,11 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.abmil import AbmilConfig, TilePool
+from models.abmil import AbmilConfig, TilePool, TilePooling
 from models.batch import Batch, Outputs, Sizes
 from models.feature_generation import ONLY_SLIDES, PREDICT_FROM, PRESENT
 from models.layers import SNN_WIDTHS, SelfNormalisingNetwork
-from models.model import Model
 from models.params import check_choice, check_range
 
 EACH, MEAN = TRAINED = ("each", "mean")
@@ -45,7 +44,7 @@ class EnsembleConfig(AbmilConfig):
         check_choice("predict_from", self.predict_from, PREDICT_FROM)
 
 
-class Ensemble(Model):
+class Ensemble(TilePooling):
     """Two linear heads; a sample without a modality has the other's logits."""
 
     name = "ensemble"

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from models.abmil import TilePool
+from models.abmil import TilePool, TilePooling
 from models.batch import Batch, Outputs, Sizes
 from models.concat import ConcatConfig
 from models.layers import SNN_WIDTHS, SelfNormalisingNetwork, full_precision
-from models.model import Model
 from models.params import check_choice, check_range
 
 PRESENT, ONLY_SLIDES = PREDICT_FROM = ("present", "slides")
@@ -46,7 +45,7 @@ class FeatureGenerationConfig(ConcatConfig):
         check_choice("predict_from", self.predict_from, PREDICT_FROM)
 
 
-class FeatureGeneration(Model):
+class FeatureGeneration(TilePooling):
     """Linear head on [slide ; gene], trained with the true gene embedding and with the generated one."""
 
     name = "feature-generation"

@@ -23,6 +23,7 @@ from pipeline.contracts.errors import InputError
 EQUAL, REFERENCE = "equal", "reference"
 CUTS = (EQUAL, REFERENCE, FAMILIES)
 HEADS = 8
+TOKEN = "token_"  #: before the number of a gene token, in names of attention maps
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ def fusion(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
 
 
+def token_maps(weights: Tensor) -> dict[str, Tensor]:
+    """A map of each gene token, ``token_1`` the first: from [samples, tokens, tiles] to [samples, tiles] each."""
+    return {f"{TOKEN}{number}": each for number, each in enumerate(weights.unbind(dim=1), start=1)}
+
+
 class Mcat(Model):
     """Head on [slide ; gene]; reference mode is per slide. The gene tokens' co-attention is the only map over tiles."""
 
@@ -151,3 +157,11 @@ class Mcat(Model):
         seen, _ = self.attention(genes, tiles, tiles, key_padding_mask=~batch.mask, need_weights=False)
         fused = self.fusion(torch.cat([self.slide(seen), self.gene(genes)], dim=1))
         return Outputs(self.head(fused), hidden={"co-attended": seen, "fused": fused})
+
+    @torch.no_grad()
+    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """What each gene token co-attends to."""
+        assert batch.features is not None and batch.mask is not None
+        tiles, genes = self.project(batch.features), self.tokens(batch.genes["all"])
+        _, weights = self.attention(genes, tiles, tiles, key_padding_mask=~batch.mask)
+        return token_maps(weights)

@@ -79,6 +79,15 @@ class Model(nn.Module):
     def edit_gradients(self, outputs: Outputs, targets: Targets) -> None:
         """Change gradients between the backward pass and the optimiser's step. Most models do not."""
 
+    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Where the model looks among single tiles, asked for by `models.explain` alone.
+
+        Name of a map -> [samples, tiles]: weights that are not negative, 0 where there is no tile, and of sum 1 over
+        all tiles of a sample, whatever slide they are of (zeros for a sample without slides). Empty for a model
+        without weights over single tiles.
+        """
+        return {}
+
     def lesson(self, batch: Batch) -> dict[str, Tensor]:
         """Models that teach: what a student learns of each sample, name -> [samples, ...]."""
         raise NotImplementedError

@@ -13,10 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.abmil import AbmilConfig, TilePool
+from models.abmil import AbmilConfig, TilePool, TilePooling
 from models.batch import Batch, Outputs, Sizes
 from models.bilinear import Gated
-from models.model import Model
 from models.params import check_range
 
 
@@ -54,7 +53,7 @@ class PorpoiseConfig:
         check_range("l1", self.l1, 0, 100)
 
 
-class Porpoise(Model):
+class Porpoise(TilePooling):
     """Head on two layers over [slide ; 1] x [gene ; 1], the second of which sees both embeddings too."""
 
     name = "porpoise"

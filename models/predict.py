@@ -163,7 +163,7 @@ def predict_cases(
     left_out : case_id -> reason, for the others
     """
     device = device or torch.device("cpu")
-    _check_features(checkpoint, cohort, case_ids)
+    check_features(checkpoint, cohort, case_ids)
     if checkpoint.covariates is not None and cohort.sheet is not None:
         columns = [covariate.column for covariate in checkpoint.covariates.columns]
         check_columns(columns, cohort.sheet.columns, (), cohort.sheet.path)
@@ -214,7 +214,8 @@ def _outcome(case_id: str, model: Model, checkpoint: Checkpoint, logits: torch.T
     return CaseOutcome(case_id, risk=float(risk.mean()), survival=curve, lacking=lacking)
 
 
-def _check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
+def check_features(checkpoint: Checkpoint, cohort: Cohort, case_ids: Sequence[str]) -> None:
+    """Raise InputError unless the cases' features are made like those that the checkpoint was trained on."""
     no_slides = cohort.magnification is None and SLIDES in model_class(checkpoint.experiment.model).may_lack
     if not checkpoint.sizes.features or no_slides:
         return

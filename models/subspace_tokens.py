@@ -343,6 +343,13 @@ class SubspaceTokens(Model):
         sides = self.sides(batch)
         return self.slide_side.attention(sides.tiles, sides.mask, sides.genes)
 
+    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """Where the query of each subspace looks, the mean over heads."""
+        if batch.mask is None:
+            return {}
+        weights = self.attention(batch).mean(dim=2).masked_fill(~batch.mask[:, None], 0.0)
+        return dict(zip(SUBSPACES, weights.unbind(dim=1), strict=True))
+
 
 def relation(slides: Tensor, genes: Tensor) -> Tensor:
     """Mean squared difference between how alike samples look and how alike genes call them, over pairs of samples and

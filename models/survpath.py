@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.batch import Batch, Outputs, Sizes
-from models.mcat import CUTS, GeneTokens
+from models.mcat import CUTS, GeneTokens, token_maps
 from models.model import Model
 from models.params import check_choice, check_range
 from models.registry import FAMILIES
@@ -81,6 +81,12 @@ class PathwayAttention(nn.Module):
             scaled_dot_product_attention(tile_query, key, value)[:, 0],
         )
 
+    def over_tiles(self, pathways: Tensor, tiles: Tensor, mask: Tensor) -> Tensor:
+        """Weights of the pathways' attention among tiles alone, of sum 1: [samples, pathways, tiles]."""
+        (query, _, _), (_, key, _) = self.heads(pathways), self.heads(tiles)
+        scores = (query @ key.transpose(2, 3))[:, 0] * key.shape[-1] ** -0.5
+        return scores.masked_fill(~mask[:, None], -torch.inf).softmax(dim=2)
+
     def heads(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [samples, 1, tokens, attended]: the fused kernels want a dimension for heads."""
         return self.project(self.norm(tokens))[:, None].chunk(3, dim=-1)
@@ -116,3 +122,10 @@ class SurvPath(Model):
         pathways, tiles = (self.feed_forward(t) for t in self.attention(pathways, tiles, batch.mask))
         tiles = tiles.masked_fill(~batch.mask[..., None], 0.0).sum(dim=1) / batch.mask.sum(dim=1, keepdim=True)
         return Outputs(self.head(torch.cat([pathways.mean(dim=1), tiles], dim=1)))
+
+    @torch.no_grad()
+    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
+        """What each pathway attends to among the tiles; its attention to pathways is left out."""
+        assert batch.features is not None and batch.mask is not None
+        pathways, tiles = self.pathways(batch.genes["all"]), self.project(batch.features)
+        return token_maps(self.attention.over_tiles(pathways, tiles, batch.mask))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from models.abmil import TilePool
+from models.abmil import POOL, TilePool
 from models.batch import Batch, Sizes
 from models.probe import LINEAR, Probe, check_probe
 from models.tangle_pretraining import ENCODER_PARAMS, PoolConfig
@@ -53,3 +54,8 @@ class Tangle(Probe):
     def embedded(self, batch: Batch) -> Tensor:
         assert batch.features is not None and batch.mask is not None
         return self.slide(batch.features, batch.mask)
+
+    @torch.no_grad()
+    def attention_maps(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.features is not None and batch.mask is not None
+        return {POOL: self.slide.weights(batch.features, batch.mask)}

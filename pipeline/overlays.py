@@ -1,7 +1,8 @@
-"""What was found, drawn on a slide's thumbnail: tissue, ink and dropped pieces; tiles kept and left out, by reason."""
+"""What was found, drawn on a slide's thumbnail: tissue, ink and dropped pieces; tiles by reason or by number."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,10 @@ KEPT = (20, 150, 40)
 REASONS = {"pen": (220, 30, 30), "dark": (0, 0, 0), "fold": (150, 40, 200), "focus": (30, 90, 230)}
 _TINT = 0.45
 _LEGEND_PX = 26
+_VALUE_TINT = 0.6
+_STRONGEST = 0.99
+_UNSIGNED = ((255, 255, 190), (250, 150, 60), (130, 0, 40))
+_SIGNED = ((30, 80, 190), (255, 255, 255), (190, 20, 40))
 
 
 def draw_tissue(rgb: np.ndarray, tissue: np.ndarray, ink: np.ndarray, dropped: np.ndarray) -> np.ndarray:
@@ -80,6 +85,49 @@ def draw_cells(
     last = far if share_lines else np.maximum(far - 1, near)  # a cell shows even where it is smaller than a pixel
     for first_px, last_px in zip(near.tolist(), last.tolist(), strict=True):
         cv2.rectangle(picture, first_px, last_px, colour, pen_px)
+
+
+def draw_values(
+    rgb: np.ndarray, dimensions: tuple[int, int], coords: np.ndarray, size_px: tuple[float, float], values: np.ndarray,
+    title: str, is_signed: bool,
+) -> np.ndarray:  # fmt: skip
+    """The thumbnail with tiles coloured by a number each, a legend below it.
+
+    Not signed: from yellow (0) to dark red. Signed: blue below 0, white at 0, red above, both sides on one scale. The
+    strongest colour is the 99th percentile of the sizes, lest a few tiles pale all others; the legend says so.
+
+    Parameters
+    ----------
+    rgb : uint8 [rows, columns, 3], the whole slide
+    dimensions : (width, height) of the slide, level-0 pixels
+    coords : int [tiles, 2], upper-left corners (x, y); size_px : (width, height) of a tile, both in level-0 pixels
+    values : float [tiles]
+    """
+    picture = shrunk(rgb, PICTURE_PX)
+    scale = np.array(picture.shape[1::-1]) / np.array(dimensions)
+    most = float(np.quantile(np.abs(values), _STRONGEST)) if len(values) else 0.0
+    near = np.rint(coords * scale).astype(int)
+    last = np.maximum(np.rint((coords + np.array(size_px)) * scale).astype(int) - 1, near)
+    tinted = picture.copy()
+    for first_px, last_px, colour in zip(near.tolist(), last.tolist(), _colours(values, most, is_signed), strict=True):
+        cv2.rectangle(tinted, first_px, last_px, colour, cv2.FILLED)
+    picture = cv2.addWeighted(tinted, _VALUE_TINT, picture, 1 - _VALUE_TINT, 0)
+    shown = [-most, 0.0, most] if is_signed else [0.0, most]
+    names = [f"{title} {value:.3g}" for value in shown]
+    names[-1] += " and more (99th percentile)"
+    names[0] += " and less" if is_signed else ""
+    return np.vstack(
+        [picture, _legend(list(zip(names, _colours(shown, most, is_signed), strict=True)), picture.shape[1])]
+    )
+
+
+def _colours(values: Sequence[float] | np.ndarray, most: float, is_signed: bool) -> list[tuple[int, ...]]:
+    """RGB of each value; `most` and beyond has the strongest colour."""
+    share = np.clip(np.asarray(values, float) / (most or 1.0), -1.0 if is_signed else 0.0, 1.0)
+    anchors = np.array(_SIGNED if is_signed else _UNSIGNED, float)
+    at = np.linspace(-1.0 if is_signed else 0.0, 1.0, len(anchors))
+    channels = [np.interp(share, at, anchors[:, channel]) for channel in range(3)]
+    return [tuple(colour) for colour in np.rint(np.stack(channels, axis=1)).astype(int).tolist()]
 
 
 def shrunk(image: np.ndarray, longest: int) -> np.ndarray:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.contracts.errors import HistoweaveError
-from workflow.cli import apply_genes, clean, doctor, export_features, import_features, init, predict
+from workflow.cli import apply_genes, clean, doctor, explain, export_features, import_features, init, predict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns its exit status; a `HistoweaveError` is printed without a traceback, status 1."""
     parser = argparse.ArgumentParser(prog="histoweave", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (init, doctor, clean, apply_genes, predict, export_features, import_features):
+    for module in (init, doctor, clean, apply_genes, predict, explain, export_features, import_features):
         # no module can be called `import`
         name = module.__name__.rpartition(".")[2].removesuffix("_features").replace("_", "-")
         command = commands.add_parser(name, description=module.__doc__, help=module.HELP)
