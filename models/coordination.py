@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.batch import Targets
+from models.gathering import gathered, gathered_targets
 from models.survival import NoComparablePairError, concordance, risk_of_survival, survival_of_hazards
 
 PROJECTION, REFLECTION, NONE = COORDINATIONS = ("projection", "reflection", "none")
@@ -61,7 +62,7 @@ def confidences(
 
     Each subspace decodes with its half of the classifier and half of the bias. Confidence is the summed
     probability of the true class, or for survival the C-index of the batch; None when no pair of the batch is
-    comparable.
+    comparable. With several processes the mini-batch is that of all of them, so that all take the same decision.
 
     Parameters
     ----------
@@ -69,6 +70,8 @@ def confidences(
     survival : "concordance", or "interval": the softmax over the hazard logits at the true interval, as released for
         the disentangled system
     """
+    tumour, tme = (gathered(rows)[0] for rows in (tumour, tme))
+    targets = gathered_targets(targets)
     width = tumour.shape[1]
     decoded = [tumour @ weight[:, :width].T + bias / 2, tme @ weight[:, width:].T + bias / 2]
     truth = targets.interval if targets.label is None and survival == INTERVAL else targets.label

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional
+
+from models.batch import Targets
 
 
 class _AllRows(torch.autograd.Function):
@@ -43,3 +46,11 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
     padded = _AllRows.apply(functional.pad(rows, (0, 0, 0, max(lengths) - len(rows))))
     parts = [part[:length] for part, length in zip(padded, lengths, strict=True)]
     return torch.cat(parts), sum(lengths[: distributed.get_rank()])
+
+
+def gathered_targets(targets: Targets) -> Targets:
+    """Targets of the samples of all processes, in the order of ranks; those of each alone know nothing of patients."""
+    if processes() == 1:
+        return targets
+    given = {f.name: getattr(targets, f.name) for f in fields(Targets) if f.name != "patient"}
+    return Targets(**{k: None if v is None else gathered(v[:, None])[0].flatten() for k, v in given.items()})

@@ -120,6 +120,12 @@ class Subspace(Model):
         "fixed_length": 2500, "convention": "corner", "gecon": "reference", "coordination": "reflection",
         "position_bias": EXACT,
     }  # fmt: skip
+    presets: ClassVar = {
+        "no-consistency": {"gecon": "none"},
+        "no-coordination": {"coordination": NONE},
+        "plain": {"gecon": "none", "coordination": NONE},
+        **{f"alpha-{alpha}": {"alpha": alpha} for alpha in (0.1, 0.3, 0.7, 0.9)},
+    }
 
     def __init__(self, config: SubspaceConfig, sizes: Sizes) -> None:
         super().__init__()

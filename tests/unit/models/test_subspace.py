@@ -9,6 +9,7 @@ import torch
 
 from models.batch import Batch, Sizes, Targets
 from models.coordination import confidences, gecon
+from models.experiment import Experiment
 from models.subspace import Subspace, SubspaceConfig, common_offsets, unpadded
 
 
@@ -302,6 +303,36 @@ def test_gradient_editing_touches_only_the_classifier_weight(kind):
         if sure[0] != sure[1]:
             torch.testing.assert_close((grad[:, :128] * grad[:, 128:]).sum(dim=1), torch.zeros(4), rtol=0, atol=1e-4)
     assert edits
+
+
+def test_presets_take_a_part_out_or_weigh_it():
+    def trained(preset: str | None):
+        params = {} if preset is None else {"preset": preset}
+        made = Experiment("e", "subspace", params=params).resolved("classification")
+        torch.manual_seed(3)
+        model = Subspace(
+            SubspaceConfig(**{**made.params, "dropout": 0.0, "attention_dropout": 0.0}), sizes("classification")
+        )
+        rng = torch.Generator().manual_seed(6)
+        outputs = model.train()(joined([case(rng, [9]), case(rng, [11]), case(rng, [5])], 0))
+        outputs.logits.square().sum().backward()
+        model.head.weight.grad[:, 128:] = -model.head.weight.grad[:, :128]
+        before = model.head.weight.grad.clone()
+        model.edit_gradients(outputs, Targets(label=torch.tensor([0, 1, 2])))
+        return outputs, not torch.equal(model.head.weight.grad, before)
+
+    whole, edited = trained(None)
+    assert edited and set(whole.losses) == {"gecon_tumour", "gecon_tme"}
+    for preset, consistent, coordinates in (
+        ("no-consistency", False, True), ("no-coordination", True, False), ("plain", False, False)
+    ):  # fmt: skip
+        outputs, edited = trained(preset)
+        assert (bool(outputs.losses), edited) == (consistent, coordinates)
+        torch.testing.assert_close(outputs.logits, whole.logits)
+    for alpha in (0.1, 0.3, 0.7, 0.9):
+        losses = trained(f"alpha-{alpha}")[0].losses
+        torch.testing.assert_close(losses["gecon_tumour"], whole.losses["gecon_tumour"] * alpha / 0.5)
+        torch.testing.assert_close(losses["gecon_tme"], whole.losses["gecon_tme"] * (1 - alpha) / 0.5)
 
 
 def test_no_comparable_pair_leaves_the_gradient():

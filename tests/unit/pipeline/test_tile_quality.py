@@ -252,7 +252,7 @@ def test_purple_ink_is_told_from_nuclei_by_having_none(tmp_path, um):
 
 
 def test_a_real_stroke_in_purple(tmp_path):
-    """The texture of a real green stroke on glass, its density turned to that of purple ink: the same place is found."""
+    """The texture of a real green stroke on glass, its density turned to purple: found in the same place."""
     with open_slide(real_file("he-patches/histolab_green_pen_no_tissue.png"), 1.0) as reader:
         rgb, _ = reader.thumbnail(1.0)
     green = Raster(find_ink(smoothed(optical_density(rgb), 1.0), 1.0), (1.0, 1.0))
