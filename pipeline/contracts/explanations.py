@@ -81,10 +81,23 @@ def read_index(path: str | Path) -> list[ExplainedCase]:
     for record in read_table(path, [*_COLUMNS, "format_version"]):
         check_version(path, KIND, FORMAT_VERSION, KIND, int(record.pop("format_version") or 0))
         try:
-            numbers = {k: float(record[k]) if record[k] else None for k in ("value", "baseline", "residual")}
-            fold = int(record["fold"]) if record["fold"] else None
+            row = ExplainedCase(
+                record["case_id"],
+                int(record["fold"]) if record["fold"] else None,
+                record["output"],
+                _number(record["value"]),
+                _number(record["baseline"]),
+                _number(record["residual"]),
+                record["lacking"],
+                tuple(record["files"].split()),
+                record["reason"],
+                record["checkpoint"],
+            )
         except ValueError as error:
             raise FormatError(f"{path}: {error}. Fix: run histoweave explain again.") from error
-        given = {key: record[key] for key in ("case_id", "output", "lacking", "reason", "checkpoint")}
-        rows.append(ExplainedCase(**given, **numbers, fold=fold, files=tuple(record["files"].split())))
+        rows.append(row)
     return rows
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

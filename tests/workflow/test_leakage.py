@@ -10,16 +10,19 @@ import csv
 import gzip
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
 from pipeline.contracts.cohort import read_cases
+from pipeline.contracts.explanations import read_index
 from pipeline.contracts.expression import read_expression
 from pipeline.contracts.files import read_table, write_table
 from pipeline.contracts.genes import write_genes
 from pipeline.contracts.splits import TEST, TRAIN, read_splits
 from pipeline.expression import ExpressionParams, prepare_expression
 from pipeline.genes import GeneParams, select_genes
+from workflow.cli.main import main
 
 TRAINED = ("genes/*/fold0.json", "models/*/*/fold0/*")
 
@@ -135,3 +138,20 @@ def test_training_artefacts_do_not_see_external_cohorts(cohort):
     assert cohort.contents(*trained) == before
     after = predicted(cohort)
     assert {name for name in predictions if predictions[name] != after[name]} == external
+
+
+@pytest.mark.workflow
+def test_a_case_is_explained_by_the_fold_that_held_it_out(finished, tmp_path, monkeypatch):
+    """With a picture of its tiles, on the slide."""
+    monkeypatch.chdir(finished.path)
+    predicted = {row["case_id"]: row["fold"] for row in read_table("results/predictions/grade/slides.tsv")}
+    case_id = min(predicted)
+    command = ["explain", "--models", "results/models/grade/slides", "--out", str(tmp_path), "--case", case_id]
+    assert main([*command, "--steps", "2"]) == 0
+    (row,) = read_index(tmp_path / "index.tsv")
+    assert (row.case_id, str(row.fold), row.reason) == (case_id, predicted[case_id], "")
+    assert {name.rpartition(".")[2] for name in row.files} == {"tsv", "png"}
+    for name in row.files:
+        if name.endswith("png"):
+            picture, tiles = cv2.imread(str(tmp_path / name)), read_table(tmp_path / name.replace("png", "tsv"))
+            assert picture is not None and len(np.unique(picture.reshape(-1, 3), axis=0)) > len(tiles) > 0
