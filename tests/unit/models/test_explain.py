@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,21 @@ from pipeline.contracts import layout
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.explanations import read_index
 from pipeline.contracts.files import read_table
+from pipeline.contracts.genes import read_genes, write_genes
 from pipeline.contracts.training import FAILED, FoldRow, read_folds, write_folds
 from pipeline.overlays import draw_values
 from tests.toy_cohort import GRADE, SMALL_PARAMS, SURVIVAL, SYMBOLS, Toy, make_toy
 from workflow.cli.main import main
 
 
-def finished_run(folder: Path, model: str, task=GRADE, toy: Toy | None = None, **changes) -> tuple[Path, Path]:
+def finished_run(
+    folder: Path, model: str, task=GRADE, toy: Toy | None = None, families: dict | None = None, **changes
+) -> tuple[Path, Path]:
     """Models and results of a run of one experiment."""
     toy = toy or make_toy(n=9)
     inputs = toy.write(folder / "data")
+    for path in Path(inputs.genes_dir).glob("*.json") if families else ():
+        write_genes(path, replace(read_genes(path), families=families))
     made = Experiment("x", model, encoder="toy", epochs=1, **{"params": SMALL_PARAMS.get(model, {}), **changes})
     models, results = folder / "models", folder / "results"
     train_folds(made, task, inputs, models, models / "index.tsv", device="cpu")
@@ -117,6 +123,14 @@ def test_single_slides_and_two_magnifications(tmp_path):
     (row,) = explain_cases(models, results, tmp_path / "b/e", ["C01"], steps=2, device="cpu")
     assert row.output == "risk" and row.files == ("C01/C01-S0_20x.tsv", "C01/C01-S0_10x.tsv")
     assert all("attention" not in key for key in read_table(tmp_path / "b/e" / row.files[0])[0])
+
+
+def test_maps_of_gene_families_bear_their_names(tmp_path):
+    families = {"cell cycle": SYMBOLS[2:5], "hypoxia": SYMBOLS[:3]}
+    models, results = finished_run(tmp_path, "mcat", params={"width": 8, "cut": "families"}, families=families)
+    (row,) = explain_cases(models, results, tmp_path / "e", ["C01"], steps=2, device="cpu")
+    (tile, *_) = read_table(tmp_path / "e" / row.files[1])
+    assert list(tile) == ["x", "y", "column", "row", "attention_cell cycle", "attention_hypoxia", "attribution"]
 
 
 def test_what_cannot_be_explained_is_said(tmp_path, capsys):
