@@ -14,6 +14,7 @@ from models.attribution import STEPS, Attribution, Output, class_margin, integra
 from models.batch import Batch
 from models.checkpoint import Checkpoint
 from models.data import Cohort, Collator, samples_of
+from models.folds import split_digest
 from models.mcat import TOKEN
 from models.metrics import softmax
 from models.model import Model, fixed_length, restored
@@ -103,7 +104,7 @@ def explain_cases(
     Raises
     ------
     InputError
-        No trained fold, a model without genes or tiles or without a task, or inputs unlike those of training.
+        No trained fold, a model without genes or tiles or without a task, or splits or inputs unlike those of training.
     FormatError
         A damaged file, or a checkpoint that is not the one that the models' index names.
     """
@@ -124,7 +125,7 @@ def explain_cases(
     for fold, checkpoint in checkpoints.items():
         cases = [case_id for case_id in wanted if held_by.get(case_id) == fold]
         if cases:
-            rows += _explain_fold(checkpoint, cohort, cases, Path(out), steps, where, draw)
+            rows += _explain_fold(checkpoint, cohort, splits, cases, Path(out), steps, where, draw)
     write_index(Path(out) / INDEX, rows)
     return sorted(rows, key=lambda row: row.case_id)
 
@@ -147,6 +148,7 @@ def _no_model(case_id: str, held_by: Mapping[str, int], failed: Mapping[int, str
 def _explain_fold(
     checkpoint: Checkpoint,
     cohort: Cohort,
+    splits: Splits,
     case_ids: Sequence[str],
     out: Path,
     steps: int,
@@ -154,6 +156,12 @@ def _explain_fold(
     draw: Draw | None,
 ) -> list[ExplainedCase]:
     check_features(checkpoint, cohort, case_ids)
+    if checkpoint.split and checkpoint.split != split_digest(splits, checkpoint.fold):
+        raise InputError(
+            f"models of experiment '{checkpoint.experiment.name}'",
+            f"fold {checkpoint.fold} was trained on other cases than the splits of these results name.",
+            "name the results that the models are of, or train them again.",
+        )
     model = restored(checkpoint, device).requires_grad_(False)
     rows = []
     for case_id in case_ids:

@@ -73,6 +73,11 @@ def usable_cases(
     return kept, left_out
 
 
+def split_digest(splits: Splits, fold: int) -> str:
+    """Digest of the training and validation cases of a fold."""
+    return digest_of("split", *(list(splits.cases(fold, role)) for role in (TRAIN, VAL)))
+
+
 def prepare_fold(
     number: int,
     experiment: Experiment,
@@ -91,7 +96,7 @@ def prepare_fold(
     """
     where = f"task '{labels.task.name}', fold {number}"
     model = model_class(experiment.model)
-    split = digest_of("split", *(list(splits.cases(number, role)) for role in (TRAIN, VAL)))
+    split = split_digest(splits, number)
     sources = Sources()
     if experiment.init_from:
         assert inputs is not None

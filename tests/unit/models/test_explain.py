@@ -145,6 +145,10 @@ def test_what_cannot_be_explained_is_said(tmp_path, capsys):
     write_folds(models / "index.tsv", lost)
     assert explain(models, results, "--case", "C01") == 1
     assert "C01: not explained: fold 0 was not trained: no event" in capsys.readouterr().out
+    splits = Path(layout.splits(results))
+    splits.write_text(splits.read_text().replace("C08\t1\ttrain", "C08\t1\tval"))
+    assert explain(models, results, "--case", "C04") == 1
+    assert "fold 1 was trained on other cases than the splits" in capsys.readouterr().err
     assert explain(models, tmp_path / "nowhere") == 1 and "does not exist" in capsys.readouterr().err
 
 
