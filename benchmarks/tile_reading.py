@@ -15,10 +15,12 @@ many times better ours is. Exit status 1 if a figure is missed. Of several round
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +85,17 @@ def fastest(*works: Callable[[], float]) -> list[float]:
     """Least of the CPU seconds that each work returns, over rounds in which they take turns."""
     seconds = [[work() for work in works] for _ in range(ROUNDS)]
     return [min(taken) for taken in zip(*seconds, strict=True)]
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """All threads on one processor: CPU time has no part then that grows because others run beside, or spin."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def cpu_seconds(work: Callable[..., object], *arguments: object) -> float:

@@ -25,4 +25,4 @@ def test_the_plain_loop_writes_what_the_engine_writes(tmp_path: Path) -> None:
 def test_figures_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_engine, "ROUNDS", 1)
     figures = run(tmp_path, side=1024, slides=2, large=4096)
-    assert len(figures) == 9 and all(figure.ours > 0 for figure in figures)
+    assert len(figures) == 10 and all(figure.ours > 0 for figure in figures)
