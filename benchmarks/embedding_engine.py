@@ -10,8 +10,7 @@ interpreter's lock, as the host does for a GPU:
 - peak memory of a process against the slide's area, CPU time against the number of tiles.
 
 One command, ``python -m benchmarks.embedding_engine``; one line per figure, as in ``benchmarks.tile_reading``. Exit
-status 1 if a figure is missed. Of several rounds the best counts where nothing
-else is said.
+status 1 if a figure is missed. Of several rounds the best counts, of the pairs for CPU time the median.
 """
 
 from __future__ import annotations

@@ -68,6 +68,11 @@ def find_ink(density: np.ndarray, um_per_px: float) -> np.ndarray:
         | large_pieces(warm, smallest_red)
         | without_frames(large_pieces(black, smallest))
     )
+    return _with_rim(ink, um_per_px)
+
+
+def _with_rim(ink: np.ndarray, um_per_px: float) -> np.ndarray:
+    """Ink and the blur around it."""
     return dilated(ink, INK_HALO_UM / um_per_px) if ink.any() else ink
 
 
@@ -89,7 +94,7 @@ def find_purple_ink(density: np.ndarray, plain: np.ndarray, um_per_px: float) ->
     red, green = density[..., 0], density[..., 1]
     purple = plain & (green > PURPLE_DENSITY) & (red > PURPLE_RED * green)
     ink = large_pieces(purple, max(MIN_PURPLE_INK_MM2 / (um_per_px / 1000) ** 2, MIN_INK_PX))
-    return dilated(ink, INK_HALO_UM / um_per_px) if ink.any() else ink
+    return _with_rim(ink, um_per_px)
 
 
 def find_dark(density: np.ndarray, ink: np.ndarray) -> np.ndarray:

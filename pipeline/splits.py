@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts.cohort import PATIENT, CaseSheet, external_cases, read_cases
+from pipeline.contracts.cohort import CaseSheet, external_cases, patients_of, read_cases
 from pipeline.contracts.errors import InputError, nearest
 from pipeline.contracts.files import write_table, write_text
 from pipeline.contracts.splits import (
@@ -120,7 +120,7 @@ def make_splits(
     labels = [read_labels(whole, task) for task in tasks]
     external = external_cases(whole, params.external or ())
     sheet = replace(whole, rows={case: row for case, row in whole.rows.items() if case not in external})
-    patients = _patients(sheet)
+    patients = patients_of(sheet)
     sites = _sites(sheet, patients, params)
     ledger = Path(params.file)
     old = read_splits(ledger) if ledger.exists() else Splits(())
@@ -149,11 +149,6 @@ def make_splits(
     if notes is not None:
         write_table(notes, ("fold", "role", "task", "problem"), [asdict(note) for note in found])
     return found
-
-
-def _patients(sheet: CaseSheet) -> dict[str, str]:
-    """Patient of each case: the column patient_id, else the case itself."""
-    return {case: row.get(PATIENT, "") or case for case, row in sheet.rows.items()}
 
 
 def _sites(sheet: CaseSheet, patients: Mapping[str, str], params: SplitParams) -> dict[str, str]:

@@ -113,9 +113,14 @@ def read_cases(path: str | Path) -> CaseSheet:
     return CaseSheet(str(path), columns, {row["case_id"]: row for row in table})
 
 
+def patients_of(sheet: CaseSheet) -> dict[str, str]:
+    """Patient of each case: the column patient_id, else the case itself."""
+    return {case: row.get(PATIENT) or case for case, row in sheet.rows.items()}
+
+
 def patients_of_several(sheet: CaseSheet) -> dict[str, str]:
     """case_id -> patient, of the cases that share a patient with another case."""
-    patient = {case: row.get(PATIENT) or case for case, row in sheet.rows.items()}
+    patient = patients_of(sheet)
     count = Counter(patient.values())
     return {case: name for case, name in patient.items() if count[name] > 1}
 
@@ -138,11 +143,11 @@ def external_cases(sheet: CaseSheet, cohorts: Sequence[str]) -> dict[str, str]:
     if cohorts and len(found) == len(sheet.rows):
         raise InputError(where, "every case is of an external cohort.", "leave one cohort to train on.")
     side: dict[str, str] = {}
-    for case, row in sheet.rows.items():
-        other = side.setdefault(row.get(PATIENT) or case, case)
+    for case, patient in patients_of(sheet).items():
+        other = side.setdefault(patient, case)
         if (other in found) != (case in found):
             raise InputError(
-                f"{sheet.path} patient {row.get(PATIENT)}",
+                f"{sheet.path} patient {patient}",
                 f"case {other if other in found else case} is of an external cohort,"
                 f" case {case if other in found else other} is not.",
                 "give all cases of a patient the same cohort, or delete those of one.",
